@@ -1,0 +1,2 @@
+# What a preparsed .sage file imports.
+from sage.all import *
