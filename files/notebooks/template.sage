@@ -58,6 +58,8 @@ for number, chunk in enumerate(chunks[finished:], start=finished + 1):
     # Written beside it and renamed: a kill leaves the old state or the new one, never half of it.
     with open(state_file + ".new", "w") as stream:
         stream.write("%s %s\n" % (number, count))
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(state_file + ".new", state_file)
     if number % options.progress_every == 0:
         log("DONE chunk %s of %s, %s found so far" % (number, len(chunks), count))
