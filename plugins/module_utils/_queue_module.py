@@ -1,0 +1,74 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the queue_* modules share. Private to the collection."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Callable
+
+from ansible.module_utils.basic import AnsibleModule
+
+from .dirqueue import jobset
+from .dirqueue.errors import QueueError
+from .dirqueue.layout import Layout
+from .dirqueue.queue import Change, Queue
+
+SHARED: dict[str, dict[str, Any]] = {
+    "jobset": {"type": "str", "required": True},
+    "root": {"type": "path", "default": "~/sagequeue"},
+}
+
+
+def run(
+    options: dict[str, dict[str, Any]],
+    call: Callable[[AnsibleModule, Queue], dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Run a module: open the jobset's queue, make one call, exit with its result and the queue's counts.
+
+    Args:
+        options: the module's own options, beside jobset and root.
+        call: returns the result.
+        more: further arguments of AnsibleModule.
+    """
+    module = AnsibleModule(argument_spec={**SHARED, **options}, supports_check_mode=True, **more)
+    try:
+        definition = jobset.load(module.params["root"], module.params["jobset"])
+        with Queue(Layout(module.params["root"], definition.name), definition) as queue:
+            result = call(module, queue)
+            result.setdefault("counts", queue.counts())
+    except (QueueError, OSError) as exc:
+        module.fail_json(msg=str(exc))
+    module.exit_json(**result)
+
+
+def report(changes: list[Change], what: str) -> dict[str, Any]:
+    """Return a module's result for what became of some jobs.
+
+    Args:
+        changes: one per job.
+        what: the deed, as in "enqueued".
+    """
+    changed = [change for change in changes if change.old_state != change.new_state]
+    left = Counter(change.reason for change in changes if change.old_state == change.new_state)
+    message = f"{len(changed)} {what}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
+    return {
+        "changed": bool(changed),
+        "jobs": [
+            {
+                "name": change.name,
+                "old_state": change.old_state,
+                "new_state": change.new_state,
+                "changed": change.old_state != change.new_state,
+                "reason": change.reason,
+            }
+            for change in changes
+        ],
+        "msg": message,
+        "diff": {
+            "before": "".join(f"{change.name}: {change.old_state or 'absent'}\n" for change in changed),
+            "after": "".join(f"{change.name}: {change.new_state or 'absent'}\n" for change in changed),
+        },
+    }

@@ -1,0 +1,159 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program sagequeue: what systemd and supervisord start, and what a person at the host may ask."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from typing import Optional
+
+from . import __version__, jobset, progress
+from .errors import QueueError
+from .layout import Layout
+from .queue import Queue
+from .recovery import recover
+from .runners import make
+from .runners.base import end_carriers, signal_carriers
+from .worker import Worker
+
+# sysexits(3): the jobset is not defined, or not rightly; starting again would not help.
+EX_CONFIG = 78
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _root(program: str) -> str:
+    """Return the folder above the program's bin."""
+    return os.path.dirname(os.path.dirname(os.path.realpath(program)))
+
+
+def _worker(options: argparse.Namespace) -> int:
+    name, dash, number = options.instance.rpartition("-")
+    if not dash or not number.isdigit():
+        raise QueueError(f"{options.instance!r} is not JOBSET-NUMBER")
+    Worker(options.root, name, number, _say, options.program, options.until_idle).run()
+    return 0
+
+
+def _recover(options: argparse.Namespace) -> int:
+    while True:
+        definition = jobset.load(options.root, options.jobset)
+        layout = Layout(options.root, options.jobset)
+        with Queue(layout, definition) as queue:
+            try:
+                recover(queue, make(layout, definition), log=_say)
+            except QueueError as exc:
+                if not options.every:
+                    raise
+                _say(str(exc))
+        if not options.every:
+            return 0
+        time.sleep(definition.recover_every)
+
+
+def _progress(options: argparse.Namespace) -> int:
+    names = options.jobset or jobset.defined(options.root)
+    if not names:
+        raise QueueError("no jobset is defined on this host; run setup")
+    while True:
+        found = []
+        for name in names:
+            with Queue(Layout(options.root, name), jobset.load(options.root, name)) as queue:
+                found.append(progress.summary(queue))
+        ended = all(progress.settled(one) for one in found)
+        if options.json:
+            _say(json.dumps(found, ensure_ascii=False))
+        elif not options.follow:
+            _say("\n".join(progress.text(one) for one in found))
+        else:
+            _follow([progress.line(one) for one in found], ended)
+        if not options.follow or ended:
+            return 0
+        time.sleep(options.interval)
+
+
+def _follow(lines: list[str], ended: bool) -> None:
+    """Show lines in place on a terminal; elsewhere, each state once."""
+    if sys.stdout.isatty():
+        width = os.get_terminal_size().columns
+        sys.stdout.write("".join(f"\r\033[K{line[: width - 1]}\n" for line in lines))
+        sys.stdout.write("" if ended else f"\033[{len(lines)}A")
+        sys.stdout.flush()
+    elif lines != getattr(_follow, "shown", None):
+        _follow.shown = lines  # type: ignore[attr-defined]
+        _say("\n".join(lines))
+
+
+def _carriers(options: argparse.Namespace) -> int:
+    carries = dict(pair.split("=", 1) for pair in options.variables)
+    if options.until_gone:
+        end_carriers(carries)
+        return 0
+    pids = signal_carriers(carries, options.signal, spare_session=options.spare_session)
+    _say(" ".join(str(pid) for pid in pids))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the program's command line."""
+    main_parser = argparse.ArgumentParser(prog="sagequeue", description="a durable job queue in a directory")
+    main_parser.add_argument("--root", help="the sagequeue folder (the folder above the program's bin)")
+    main_parser.add_argument("--version", action="version", version=f"sagequeue {__version__}")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("worker", help="claim, run and finish jobs until SIGTERM")
+    command.add_argument("instance", metavar="JOBSET-NUMBER")
+    command.add_argument("--until-idle", action="store_true", help="stop when nothing is pending")
+    command.set_defaults(call=_worker)
+
+    command = commands.add_parser("recover", help="bring the jobs of dead workers back to pending")
+    command.add_argument("jobset")
+    command.add_argument("--every", action="store_true", help="again and again, as often as the jobset says")
+    command.set_defaults(call=_recover)
+
+    command = commands.add_parser("progress", help="say how far jobsets are")
+    command.add_argument("jobset", nargs="*", help="(all that are defined)")
+    command.add_argument("--json", action="store_true", help="as one JSON document")
+    command.add_argument("--follow", action="store_true", help="until nothing more happens by itself")
+    command.add_argument("--interval", type=float, default=1.0, help="seconds between two looks with --follow (1)")
+    command.set_defaults(call=_progress)
+
+    command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
+    command.add_argument("variables", nargs="+", metavar="KEY=VALUE")
+    command.add_argument("--signal", type=int, default=0)
+    command.add_argument("--spare-session", type=int, default=0)
+    command.add_argument("--until-gone", action="store_true")
+    command.set_defaults(call=_carriers)
+    return main_parser
+
+
+def main(arguments: Optional[list[str]] = None, program: str = "") -> int:
+    """Run the program; return its exit status.
+
+    Args:
+        arguments: the command line; None: the process's own.
+        program: the program's file, whose folder's parent is the root.
+    """
+    options = parser().parse_args(arguments)
+    options.program = program
+    options.root = os.path.abspath(os.path.expanduser(options.root)) if options.root else _root(program)
+    # A job's files are private to the user, whatever the umask is.
+    os.umask(0o077)
+    try:
+        return int(options.call(options))
+    except QueueError as exc:
+        sys.stderr.write(f"sagequeue: {exc}\n")
+        return EX_CONFIG if options.command in ("worker", "recover") else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return 0

@@ -1,0 +1,152 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One job file: its name, its text, and the keys that the queue itself writes.
+
+A job file is UTF-8, at most 64 KiB, one KEY=VALUE a line. It is parsed here and never read by a shell.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+
+from .errors import MalformedJob, QueueError
+
+SUFFIX = ".env"
+MAX_BYTES = 64 * 1024
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*\Z")
+
+# What the queue writes into a job's file. Times are UTC in ISO 8601, durations seconds, memory KiB.
+RESULT_KEYS = (
+    "ATTEMPTS", "RECOVERIES", "STARTED_AT", "ENDED_AT", "DURATION_S", "EXIT_STATUS", "SIGNAL", "PEAK_MEMORY_KIB",
+    "REASON", "DETAIL", "WORKER", "CLAIM", "RESULT", "ORIGINAL",
+)  # fmt: skip
+# What an enqueue sets once, beside the job's own keys.
+QUEUE_KEYS = ("ENQUEUED_AT", "PRIORITY")
+
+
+def check_name(name: str) -> str:
+    """Return the name of a job or of a jobset.
+
+    Raises:
+        QueueError: the name could not be a file's name in a queue.
+    """
+    if not isinstance(name, str) or not _NAME.match(name):
+        raise QueueError(
+            f"{name!r} can't be a name: 1 to 200 letters, digits, dots, dashes and underscores, "
+            "the first one a letter or a digit"
+        )
+    return name
+
+
+def parse(data: bytes) -> dict[str, str]:
+    """Parse a job file.
+
+    Args:
+        data: the file's bytes.
+    Returns:
+        its keys and values, in the file's order.
+    Raises:
+        MalformedJob: with the line and the reason.
+    """
+    if len(data) > MAX_BYTES:
+        raise MalformedJob(f"larger than {MAX_BYTES} bytes")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise MalformedJob(f"not UTF-8 at byte {exc.start}") from exc
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line:
+            continue
+        key, equals, value = line.partition("=")
+        if not equals or not _KEY.match(key):
+            raise MalformedJob(f"line {number} is not KEY=VALUE with a key of capitals, digits and underscores")
+        if key in values:
+            raise MalformedJob(f"line {number} sets {key} again")
+        if "\0" in value:
+            raise MalformedJob(f"line {number} has a NUL byte")
+        values[key] = value
+    return values
+
+
+def render(values: dict[str, str]) -> bytes:
+    """Write a job file's text.
+
+    Raises:
+        MalformedJob: a key or a value that could not be read back as it is.
+    """
+    lines = []
+    for key, value in values.items():
+        if not _KEY.match(key):
+            raise MalformedJob(f"{key!r} is not a key of capitals, digits and underscores")
+        if "\n" in value or "\0" in value:
+            raise MalformedJob(f"the value of {key} has a line break or a NUL byte")
+        lines.append(f"{key}={value}\n")
+    try:
+        data = "".join(lines).encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise MalformedJob("a value is not valid Unicode") from exc
+    if len(data) > MAX_BYTES:
+        raise MalformedJob(f"larger than {MAX_BYTES} bytes")
+    return data
+
+
+def number(values: dict[str, str], key: str) -> int:
+    """Return a count that a job's file keeps, 0 where it has none that can be read."""
+    text = values.get(key, "0")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+
+def own_values(values: dict[str, str]) -> dict[str, str]:
+    """Return what the operator gave the job, without what the queue wrote."""
+    return {key: value for key, value in values.items() if key not in RESULT_KEYS and key not in QUEUE_KEYS}
+
+
+def before_attempt(values: dict[str, str]) -> dict[str, str]:
+    """Return a job's values without what the queue wrote about its latest attempt; the counts stay."""
+    return {key: value for key, value in values.items() if key not in RESULT_KEYS or key in ("ATTEMPTS", "RECOVERIES")}
+
+
+def check_own_values(values: dict[str, str]) -> dict[str, str]:
+    """Return the values of a job to be enqueued.
+
+    Raises:
+        MalformedJob: a key is one that the queue writes, or a value can't stand in a job file.
+    """
+    for key in values:
+        if key in RESULT_KEYS or key == "ENQUEUED_AT":
+            raise MalformedJob(f"{key} is written by the queue; name the job's own key otherwise")
+    priority = values.get("PRIORITY", "0")
+    if not re.match(r"-?[0-9]{1,3}\Z", priority) or abs(int(priority)) > 100:
+        raise MalformedJob(f"PRIORITY={priority} is not a whole number from -100 to 100")
+    render(values)
+    return values
+
+
+def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Parse a list of jobs: a line NAME KEY=VALUE ... each, words quoted as in a shell, # begins a comment.
+
+    Raises:
+        QueueError: with the line and the reason.
+    """
+    for number, line in enumerate(lines, 1):
+        try:
+            words = shlex.split(line, comments=True)
+            if not words:
+                continue
+            values: dict[str, str] = {}
+            for word in words[1:]:
+                key, equals, value = word.partition("=")
+                if not equals or not _KEY.match(key):
+                    raise MalformedJob(f"{word!r} is not KEY=VALUE with a key of capitals, digits and underscores")
+                if key in values:
+                    raise MalformedJob(f"{key} is set twice")
+                values[key] = value
+            yield check_name(words[0]), check_own_values(values)
+        except (QueueError, ValueError) as exc:
+            raise QueueError(f"line {number} of the list of jobs: {exc}; nothing was enqueued") from exc

@@ -1,0 +1,318 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A jobset's definition: what it may say, what it means, where it is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from typing import Any, NamedTuple
+
+from .errors import MalformedJob, QueueError
+from .job import check_name, own_values
+from .layout import Layout, sync_folder
+
+RUNNERS = ("podman_exec", "podman_run", "process")
+SUPERVISORS = ("systemd", "supervisord")
+
+
+class Key(NamedTuple):
+    """One key of a definition: how it is checked, its default, and what it is."""
+
+    check: str
+    default: Any
+    about: str
+
+
+# A default of None is worked out from the host and the other keys: Jobset._default. Keys are checked in this order.
+KEYS: dict[str, Key] = {
+    "script": Key("text", None, "the program's file, relative to workdir"),
+    "runner": Key("runner", None, "how a job's command is executed"),
+    "supervisor": Key("supervisor", None, "who keeps the workers alive"),
+    "command": Key("words", None, "what runs the script"),
+    "args": Key("words", [], "arguments after the script, without --stride and --offset"),
+    "stride": Key("positive", 1, "into how many parts the run is split"),
+    "workers": Key("count", 1, "how many jobs run at a time"),
+    "workdir": Key("path", None, "the folder on the host in which jobs run"),
+    "container": Key("text", "sagemath", "the container of podman_exec"),
+    "container_workdir": Key("text", "/home/sage/notebooks", "workdir as a container sees it"),
+    "image": Key("text", None, "the image of podman_run"),
+    "run_options": Key("words", ["--userns=keep-id:uid=1000,gid=1000"], "further options of podman run"),
+    "gate_file": Key("text", None, "the stop file, relative to workdir"),
+    "solved_pattern": Key("text", "off={offset} stride={stride}", "how a gate's text names the job that solved it"),
+    "timeout": Key("seconds", 0, "seconds after which a job is ended; 0: never"),
+    "attempts": Key("positive", 3, "failed attempts after which a job is failed"),
+    "recoveries": Key("positive", 10, "dead workers after which a job is failed"),
+    "grace": Key("seconds", 8, "seconds a job has to end after SIGTERM"),
+    "environment": Key("mapping", {}, "environment variables of the job"),
+    "recover_every": Key("positive", 60, "seconds between two searches for orphans"),
+    "enabled": Key("flag", False, "whether setup starts the workers"),
+}
+# What a host may say for all its jobsets, and what holds where it says nothing.
+_HOST = {"home": "~", "runner": "process", "supervisor": "systemd", "sage_command": ["sage"], "image": ""}
+_PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """Return a hint that names the nearest of some words, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, words, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Put values in the place of {name}.
+
+    Raises:
+        MalformedJob: a name has no value.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match.group(1) not in values:
+            raise MalformedJob(f"{text!r} asks for {match.group(0)}, which this job does not have")
+        return values[match.group(1)]
+
+    return _PLACEHOLDER.sub(value, text)
+
+
+class Jobset:
+    """A checked definition. Its keys are attributes; see KEYS."""
+
+    script: str
+    command: list[str]
+    args: list[str]
+    stride: int
+    workers: int
+    runner: str
+    supervisor: str
+    workdir: str
+    container: str
+    container_workdir: str
+    image: str
+    run_options: list[str]
+    gate_file: str
+    solved_pattern: str
+    timeout: float
+    attempts: int
+    recoveries: int
+    grace: float
+    environment: dict[str, str]
+    recover_every: int
+    enabled: bool
+
+    def __init__(self, name: str, definition: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+        """Check a definition and fill in what it leaves out.
+
+        Args:
+            name: the jobset's name.
+            definition: its keys.
+            defaults: the host's own: home, runner, supervisor, sage_command (of the runner process), image.
+        Raises:
+            QueueError: names the jobset, the key, the reason and, for a misspelt key, the nearest.
+        """
+        self.name = check_name(name)
+        if not isinstance(definition, dict):
+            raise QueueError(f"jobset {name}: its definition is not a mapping of keys to values")
+        for key in definition:
+            if key not in KEYS:
+                raise QueueError(
+                    f"jobset {name}: unknown key {key!r}{nearest(str(key), list(KEYS))} (keys are {', '.join(KEYS)})"
+                )
+        if not definition.get("script"):
+            raise QueueError(f"jobset {name}: the key 'script' is missing: name the program's file, relative to workdir")
+        host = {**_HOST, **{key: value for key, value in (defaults or {}).items() if value is not None}}
+        home = os.path.expanduser(str(host["home"]))
+        for key, rule in KEYS.items():
+            value = definition.get(key)
+            if value is None:
+                value = self._default(key, host) if rule.default is None else rule.default
+            setattr(self, key, self._checked(key, rule.check, value, home))
+        self._check_together()
+
+    def _default(self, key: str, host: dict[str, Any]) -> Any:
+        if key == "command":
+            return host["sage_command"] if self.runner == "process" else ["/sage/sage"]
+        worked_out = {"workdir": "~/Jupyter", "gate_file": f"{self.name}_stop.txt"}
+        return worked_out[key] if key in worked_out else host[key]
+
+    def _checked(self, key: str, check: str, value: Any, home: str) -> Any:
+        where = f"jobset {self.name}: {key}"
+        if check in ("positive", "count", "seconds"):
+            kind = float if check == "seconds" else int
+            least = 1 if check == "positive" else 0
+            try:
+                number = kind(str(value))
+            except ValueError:
+                number = -1
+            if isinstance(value, bool) or not least <= number < 10**9:
+                raise QueueError(f"{where} is {value!r}; it must be a number of at least {least}")
+            return number
+        if check == "flag":
+            if str(value).lower() not in ("true", "false", "yes", "no"):
+                raise QueueError(f"{where} is {value!r}; it must be true or false")
+            return str(value).lower() in ("true", "yes")
+        if check == "words":
+            try:
+                words = shlex.split(value) if isinstance(value, str) else [str(word) for word in value]
+            except (TypeError, ValueError) as exc:
+                raise QueueError(f"{where} is {value!r}; it must be a list of words or one line ({exc})") from exc
+            return words
+        if check == "mapping":
+            if not isinstance(value, dict):
+                raise QueueError(f"{where} is {value!r}; it must be a mapping of names to values")
+            for name in value:
+                if not _ENVIRONMENT_NAME.match(str(name)):
+                    raise QueueError(f"{where} has {name!r}, which can't be an environment variable's name")
+            return {str(name): str(text) for name, text in value.items()}
+        if not isinstance(value, str) or "\0" in value or "\n" in value:
+            raise QueueError(f"{where} is {value!r}; it must be one line of text")
+        choices = {"runner": RUNNERS, "supervisor": SUPERVISORS}.get(check)
+        if choices and value not in choices:
+            raise QueueError(f"{where} is {value!r}{nearest(value, list(choices))} (it can be {', '.join(choices)})")
+        if check == "path":
+            value = home + value[1:] if value == "~" or value.startswith("~/") else value
+            if not os.path.isabs(value):
+                raise QueueError(f"{where} is {value!r}; it must be an absolute path, or begin with ~/")
+        return value
+
+    def _check_together(self) -> None:
+        for word in [*self.args, *self.command]:
+            if re.match(r"--(stride|offset)(=|\Z)", word):
+                raise QueueError(
+                    f"jobset {self.name}: args has {word}, which the worker itself adds from the key stride and the "
+                    "job's OFFSET; take it out"
+                )
+        if "/" in self.gate_file or self.gate_file in ("", ".", ".."):
+            raise QueueError(f"jobset {self.name}: gate_file is {self.gate_file!r}; it must be a file's name in workdir")
+        if self.runner == "podman_run" and not self.image:
+            raise QueueError(f"jobset {self.name}: the runner podman_run needs the key 'image'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the definition with everything filled in."""
+        return {key: getattr(self, key) for key in KEYS}
+
+    @property
+    def gate(self) -> str:
+        """The gate file's path on the host."""
+        return os.path.join(self.workdir, self.gate_file)
+
+    def job_name(self, offset: int) -> str:
+        """Return the name of the job of an offset (the older scripts' names, too)."""
+        return f"{self.name}_off{offset}"
+
+    def offset_jobs(self, offsets: list[int] | None = None) -> list[tuple[str, dict[str, str]]]:
+        """Return names and values of the jobs of some offsets, or of the whole stride.
+
+        Raises:
+            QueueError: an offset is outside the stride.
+        """
+        chosen = list(range(self.stride)) if offsets is None else offsets
+        for offset in chosen:
+            if not 0 <= offset < self.stride:
+                raise QueueError(
+                    f"jobset {self.name}: offset {offset} is outside the stride; offsets go from 0 to {self.stride - 1}"
+                )
+        return [(self.job_name(offset), {"OFFSET": str(offset)}) for offset in chosen]
+
+    def placeholders(self, job: str, values: dict[str, str]) -> dict[str, str]:
+        """Return what {name} stands for in the arguments and in solved_pattern of one job."""
+        own = {key.lower(): value for key, value in own_values(values).items()}
+        return {**own, "stride": str(self.stride), "job": job, "jobset": self.name, "gate_file": self.gate_file}
+
+    def argv(self, job: str, values: dict[str, str]) -> list[str]:
+        """Return the command of one job.
+
+        Raises:
+            MalformedJob: OFFSET is outside the stride, or an argument asks for a key that the job lacks.
+        """
+        names = self.placeholders(job, values)
+        words = [*self.command, self.script, *(fill(word, names) for word in self.args)]
+        if "OFFSET" in values:
+            if not re.match(r"[0-9]{1,9}\Z", values["OFFSET"]) or int(values["OFFSET"]) >= self.stride:
+                raise MalformedJob(f"OFFSET={values['OFFSET']} is outside the stride {self.stride}")
+            words += ["--stride", str(self.stride), "--offset", values["OFFSET"]]
+        return words
+
+    def names_job(self, text: str, job: str, values: dict[str, str]) -> bool:
+        """Tell whether a gate's text names this job as the one that solved the jobset."""
+        try:
+            wanted = fill(self.solved_pattern, self.placeholders(job, values))
+        except MalformedJob:
+            return False
+        return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text) is not None
+
+
+def path_of(root: str, name: str) -> str:
+    """Return where a jobset's definition is kept."""
+    return os.path.join(os.path.abspath(os.path.expanduser(root)), "etc", "jobsets", f"{name}.json")
+
+
+def defined(root: str) -> list[str]:
+    """Return the names of the jobsets that have a definition on this host."""
+    folder = os.path.dirname(path_of(root, "x"))
+    try:
+        return sorted(entry[:-5] for entry in os.listdir(folder) if entry.endswith(".json") and entry[0] != ".")
+    except FileNotFoundError:
+        return []
+
+
+def load(root: str, name: str) -> Jobset:
+    """Read a jobset's definition.
+
+    Raises:
+        QueueError: it is not defined here, or can't be read; names those that are defined.
+    """
+    check_name(name)
+    try:
+        with open(path_of(root, name), encoding="utf-8") as file:
+            definition = json.load(file)
+    except FileNotFoundError as exc:
+        names = defined(root)
+        known = f"defined are {', '.join(names)}" if names else "none is; run setup"
+        raise QueueError(f"jobset {name} is not defined on this host{nearest(name, names)} ({known})") from exc
+    except (OSError, ValueError) as exc:
+        raise QueueError(f"jobset {name}: {path_of(root, name)} can't be read ({exc}); run setup to write it anew") from exc
+    return Jobset(name, definition)
+
+
+def stored_text(jobset: Jobset) -> str:
+    """Return the definition file's text."""
+    return json.dumps(jobset.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def current_text(root: str, name: str) -> str:
+    """Return the text that a jobset's definition file has now, empty where there is none."""
+    try:
+        with open(path_of(root, name), encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def store(layout: Layout, jobset: Jobset) -> None:
+    """Write a jobset's definition, private to the user, all or nothing."""
+    path = path_of(layout.root, jobset.name)
+    temporary = f"{path}.{os.getpid()}.new"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(stored_text(jobset))
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, path)
+        sync_folder(os.path.dirname(path))
+    except OSError as exc:
+        raise QueueError(f"jobset {jobset.name}: can't write {path}: {exc.strerror}") from exc
+
+
+def forget(root: str, name: str) -> None:
+    """Remove a jobset's definition; its queue, logs and state files stay."""
+    path = path_of(root, name)
+    os.unlink(path)
+    sync_folder(os.path.dirname(path))

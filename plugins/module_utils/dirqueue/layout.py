@@ -1,0 +1,152 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a jobset's files live, and whether the file system below them can hold a queue."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+
+from .errors import QueueError
+
+STATES = ("pending", "running", "done", "failed")
+
+# File systems whose renames or locks are known not to hold (WSL's view of Windows drives, first of all).
+_REFUSED = {
+    "9p": "a Windows drive or a 9p share",
+    "drvfs": "a Windows drive",
+    "vboxsf": "a shared folder of a virtual machine",
+    "cifs": "a Windows share",
+    "smb3": "a Windows share",
+    "vfat": "FAT",
+    "exfat": "FAT",
+}
+
+
+class Layout:
+    """The paths of one jobset below the root.
+
+    Args:
+        root: the batch user's sagequeue folder.
+        jobset: the jobset's name.
+    """
+
+    def __init__(self, root: str, jobset: str) -> None:
+        self.root = os.path.abspath(os.path.expanduser(root))
+        self.jobset = jobset
+        self.base = os.path.join(self.root, "var", jobset)
+        self.queue = os.path.join(self.base, "queue")
+        self.log = os.path.join(self.base, "log")
+        self.run = os.path.join(self.base, "run")
+        self.staging = os.path.join(self.run, "staging")
+        self.workers = os.path.join(self.run, "workers")
+        self.malformed = os.path.join(self.run, "malformed")
+        self.lock = os.path.join(self.run, "queue.lock")
+        self.history = os.path.join(self.run, "history.jsonl")
+        self.gates = os.path.join(self.run, "gates.jsonl")
+        self.program = os.path.join(self.root, "bin", "sagequeue")
+
+    def folders(self) -> list[str]:
+        """Return every folder of the jobset, outermost first."""
+        states = [os.path.join(self.queue, state) for state in STATES]
+        return [self.base, self.queue, *states, self.log, self.run, self.staging, self.workers, self.malformed]
+
+    def missing(self) -> list[str]:
+        """Return the folders that create would make."""
+        return [folder for folder in self.folders() if not os.path.isdir(folder)]
+
+    def create(self) -> bool:
+        """Make the folders that are missing, private to the user; return whether any was.
+
+        Raises:
+            QueueError: a folder can't be made.
+        """
+        missing = self.missing()
+        try:
+            os.makedirs(os.path.dirname(self.base), mode=0o700, exist_ok=True)
+            for folder in missing:
+                os.mkdir(folder, 0o700)
+                sync_folder(os.path.dirname(folder))
+        except OSError as exc:
+            raise QueueError(f"can't make {exc.filename or self.base}: {exc.strerror}") from exc
+        return bool(missing)
+
+
+def sync_folder(path: str) -> None:
+    """Make the entries of a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def mount_of(path: str, mountinfo: str = "/proc/self/mountinfo") -> tuple[str, str, str]:
+    """Return mount point, file system type and options of the mount that holds a path.
+
+    The format of mountinfo is that of proc(5).
+    """
+    path = os.path.realpath(path)
+    found = ("/", "", "")
+    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            point = left.split()[4].encode("latin-1", "replace").decode("unicode_escape")
+            kind, _source, options = right.split(" ", 2)
+            inside = path == point or path.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(found[0]):
+                found = (point, kind, options.strip())
+    return found
+
+
+def probe(root: str, mountinfo: str = "/proc/self/mountinfo") -> None:
+    """Prove that the file system below the root can hold a queue: hard links, renames, locks.
+
+    Args:
+        root: the folder; the nearest one that exists is tried.
+        mountinfo: the kernel's list of mounts.
+    Raises:
+        QueueError: it can't, with the reason and the next step.
+    """
+    folder = os.path.abspath(os.path.expanduser(root))
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    advice = "put sagequeue_root on a local Linux file system, such as a folder in the user's home"
+    point, kind, options = mount_of(folder, mountinfo)
+    if kind in _REFUSED:
+        raise QueueError(f"{root} lies on {point} ({kind}, {_REFUSED[kind]}), which can't hold a queue: {advice}")
+    if kind.startswith("nfs") and ("nolock" in options.split(",") or "local_lock=all" in options.split(",")):
+        raise QueueError(f"{root} lies on {point} ({kind}) mounted without locks between hosts (nolock): {advice}")
+    first = os.path.join(folder, f".sagequeue-probe-{os.getpid()}")
+    second = first + ".linked"
+    step = "a file can be made"
+    fds = []
+    try:
+        fds.append(os.open(first, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        step = "a file can be locked"
+        fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fds.append(os.open(first, os.O_RDWR | os.O_CLOEXEC))
+        step = "a lock keeps others out"
+        try:
+            fcntl.flock(fds[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno != errno.EWOULDBLOCK:
+                raise
+        else:
+            raise OSError(errno.ENOLCK, "two holders had one lock")
+        step = "a file can have a second name"
+        os.link(first, second)
+        os.unlink(second)
+        step = "a file can be renamed over another"
+        fds.append(os.open(second, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.rename(second, first)
+    except OSError as exc:
+        raise QueueError(f"{folder} ({kind}) can't hold a queue: that {step} failed ({exc.strerror}): {advice}") from exc
+    finally:
+        for fd in fds:
+            os.close(fd)
+        for path in (first, second):
+            if os.path.lexists(path):
+                os.unlink(path)

@@ -1,0 +1,182 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who holds a running job, and whether it still lives.
+
+A holder is one process. For as long as it lives it holds a flock(2) on a file of its own in run/workers, which the
+kernel lets go when the process ends, however it ends. Each owner record names that file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from typing import Callable
+
+from . import job
+from .errors import MalformedJob
+
+SUFFIX = ".owner"
+_LOCK_SUFFIX = ".lock"
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the millisecond."""
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot (random(4)), empty where there is none."""
+    return _read("/proc/sys/kernel/random/boot_id").strip()
+
+
+def pid_namespace() -> str:
+    """Return the pid namespace that this process's pids are valid in."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def process_start(pid: int) -> str:
+    """Return when a process started, in clock ticks since boot (field 22 of proc(5)'s stat), empty if it is gone."""
+    # The second field, the command's name, can hold blanks and parentheses: count from the last one.
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""
+
+
+class Holder:
+    """This process as a holder of jobs.
+
+    Args:
+        folder: the jobset's run/workers.
+        label: who it is, for people (rook_r3-1, recover, ...).
+    """
+
+    def __init__(self, folder: str, label: str) -> None:
+        self.label = label
+        while True:
+            self.lock = f"{label}.{os.urandom(8).hex()}{_LOCK_SUFFIX}"
+            path = os.path.join(folder, self.lock)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            # A clean-up may have seen the file before it was locked, and removed it.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(self._fd)):
+                    break
+            os.close(self._fd)
+        self._path = path
+        self._self = {
+            "OWNER_PID": str(os.getpid()),
+            "OWNER_START": process_start(os.getpid()),
+            "OWNER_PIDNS": pid_namespace(),
+            "OWNER_HOST": socket.gethostname(),
+            "OWNER_BOOT": boot_id(),
+            "OWNER_WORKER_ID": label,
+            "OWNER_LOCK": self.lock,
+        }
+
+    def record(self, claim: str) -> bytes:
+        """Return the text of an owner record for one claim."""
+        return job.render({**self._self, "OWNER_CLAIM": claim, "OWNER_TS": now()})
+
+    def release(self) -> None:
+        """Stop being a holder; only when no record names this holder any more."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        os.close(self._fd)
+
+
+def parse(data: bytes | None) -> dict[str, str]:
+    """Parse an owner record; empty where it is missing or can't be understood."""
+    try:
+        return job.parse(data) if data else {}
+    except MalformedJob:
+        return {}
+
+
+@contextlib.contextmanager
+def _free_lock(path: str) -> Iterator[bool]:
+    """Hold a holder's lock if nobody has it; yields whether it was free (or gone)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        yield True
+        return
+    try:
+        try:
+            # Shared, so that two who only look don't take each other for the owner.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def _is_older_worker(pid: int) -> bool:
+    return "sagequeue-worker.sh" in _read(f"/proc/{pid}/cmdline").replace("\0", " ")
+
+
+def why_dead(record: dict[str, str], folder: str) -> str:
+    """Return why the owner of a record is dead, or an empty text when it lives.
+
+    Args:
+        record: a parsed owner record.
+        folder: the jobset's run/workers.
+    """
+    if not record:
+        return "no readable owner record"
+    pid = int(record["OWNER_PID"]) if record.get("OWNER_PID", "").isascii() and record["OWNER_PID"].isdigit() else 0
+    if not pid:
+        return "the owner record is incomplete"
+    if "OWNER_LOCK" not in record:
+        # A record of the older shell scripts: a pid and nothing else to go by.
+        return "" if _is_older_worker(pid) else f"process {pid} is gone or is no longer a sagequeue-worker.sh"
+    lock = record["OWNER_LOCK"]
+    if "/" in lock or "OWNER_CLAIM" not in record:
+        return "the owner record is incomplete"
+    if record.get("OWNER_HOST") == socket.gethostname():
+        if record.get("OWNER_BOOT") != boot_id():
+            return "the host has started anew since"
+        if record.get("OWNER_PIDNS") == pid_namespace():
+            start = process_start(pid)
+            if not start:
+                return f"process {pid} is gone"
+            if start != record.get("OWNER_START"):
+                return f"process {pid} is now another program"
+    with _free_lock(os.path.join(folder, lock)) as free:
+        return "its lock is free" if free else ""
+
+
+def clean(folder: str, named: set[str], log: Callable[[str], None]) -> None:
+    """Remove the lock files of dead holders that no owner record names any more.
+
+    Args:
+        folder: the jobset's run/workers.
+        named: lock files that records name.
+        log: told about each that is removed.
+    """
+    for lock in os.listdir(folder):
+        path = os.path.join(folder, lock)
+        if not lock.endswith(_LOCK_SUFFIX) or lock in named:
+            continue
+        # Removed while locked: a holder that waits for this lock finds its file gone, and makes another.
+        with _free_lock(path) as free, contextlib.suppress(FileNotFoundError):
+            if free:
+                os.unlink(path)
+                log(f"removed the lock of a dead worker, {lock}")

@@ -1,0 +1,172 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How far a jobset is: counts, owners, the gate, the rate, the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from typing import Any, Optional
+
+from . import owner
+from .errors import MalformedJob
+from .queue import Queue
+
+# How much of the history's end the rate is taken from (bytes).
+_TAIL = 512 * 1024
+
+
+def history(queue: Queue, tail: int = _TAIL) -> list[dict[str, Any]]:
+    """Return the latest attempts, oldest first, one per claim."""
+    attempts: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(FileNotFoundError), open(queue.layout.history, "rb") as file:
+        start = max(0, os.fstat(file.fileno()).st_size - tail)
+        file.seek(start)
+        # Cut in the middle, the first line is left out.
+        for line in file.read().split(b"\n")[1 if start else 0 :]:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                attempt = json.loads(line)
+                attempts[attempt["claim"]] = attempt
+    return list(attempts.values())
+
+
+def running(queue: Queue) -> list[dict[str, Any]]:
+    """Return the running jobs: owner, since when, and why it would be an orphan."""
+    found = []
+    for name in sorted(queue.entries("running")):
+        record = queue.owner_of(name)
+        why = owner.why_dead(record or {}, queue.layout.workers)
+        record = record or {}
+        found.append(
+            {
+                "name": name,
+                "alive": not why,
+                "why_orphan": why,
+                "worker": record.get("OWNER_WORKER_ID", ""),
+                "host": record.get("OWNER_HOST", ""),
+                "pid": record.get("OWNER_PID", ""),
+                "since": record.get("OWNER_TS", ""),
+                "claim": record.get("OWNER_CLAIM", ""),
+            }
+        )
+    return found
+
+
+def summary(queue: Queue) -> dict[str, Any]:
+    """Return how far a jobset is.
+
+    Returns:
+        counts, running, gate (closed, by, text, solved, solved_by, log), refused (entry -> reason), rate (jobs done per
+        hour, None if unknown), seconds_left (None if unknown).
+    """
+    counts = queue.counts()
+    gate = queue.gate()
+    rate = _rate(queue)
+    left = counts["pending"] + counts["running"]
+    return {
+        "jobset": queue.jobset.name,
+        "counts": counts,
+        "running": running(queue),
+        "gate": {
+            "closed": gate.closed,
+            "by": "" if not gate.closed else "request" if gate.requested else "program",
+            "text": gate.text,
+            "file": queue.jobset.gate,
+            "solved": bool(gate.solved_by),
+            "solved_by": gate.solved_by,
+            "log": os.path.join(queue.layout.log, f"{gate.solved_by}.log") if gate.solved_by else "",
+        },
+        "refused": dict(queue.refused),
+        "rate": rate,
+        "seconds_left": round(left / rate * 3600) if rate and not gate.closed else None,
+    }
+
+
+def _rate(queue: Queue) -> Optional[float]:
+    """Return jobs done per hour, from the latest attempts that ended in done."""
+    done = [attempt for attempt in history(queue) if attempt.get("result") == "done" and attempt.get("started_at")]
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if done:
+            seconds = _seconds(done[-1]["ended_at"]) - _seconds(done[0]["started_at"])
+            return round(len(done) * 3600 / max(seconds, 0.001), 1)
+    return None
+
+
+def _seconds(text: str) -> float:
+    import calendar
+
+    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float(text[19:-1] or 0)
+
+
+def jobs(queue: Queue) -> list[dict[str, Any]]:
+    """Return every job: its name, its state, and what its file says (keys in lower case under values)."""
+    found = []
+    for state in ("pending", "running", "done", "failed"):
+        for name in sorted(queue.entries(state)):
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    values = queue.read(state, name)
+                except MalformedJob as exc:
+                    values = {"REASON": "malformed_job", "DETAIL": str(exc)}
+                found.append({"name": name, "state": state, "values": {key.lower(): value for key, value in values.items()}})
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time as a person would say it: 45 s, 12 min, 3 h 20 min, 5 d 4 h."""
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if minutes < 1:
+        return f"{int(seconds)} s"
+    if hours < 1:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if days < 1 else f"{days} d {hours % 24} h"
+
+
+def bar(counts: dict[str, int], width: int = 30) -> str:
+    """Return a bar of the finished part."""
+    total = sum(counts.values())
+    filled = width * (counts["done"] + counts["failed"]) // total if total else 0
+    return "[" + "#" * filled + "-" * (width - filled) + "]"
+
+
+def line(found: dict[str, Any]) -> str:
+    """Return a jobset's progress in one line."""
+    counts = found["counts"]
+    total = sum(counts.values())
+    text = f"{found['jobset']} {bar(counts)} {counts['done']}/{total} done"
+    text += "".join(f", {counts[state]} {state}" for state in ("failed", "running", "pending") if counts[state])
+    orphans = sum(1 for job in found["running"] if not job["alive"])
+    if orphans:
+        text += f", {orphans} without a living worker"
+    gate = found["gate"]
+    if gate["solved"]:
+        text += f"; solved by {gate['solved_by']}"
+    elif gate["closed"]:
+        text += f"; the gate is closed ({gate['text'] or 'no text'})"
+    elif found["seconds_left"] and (counts["pending"] or counts["running"]):
+        text += f"; about {duration(found['seconds_left'])} left"
+    return text
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return a jobset's progress for a person."""
+    lines = [line(found)]
+    for job in found["running"]:
+        who = f"{job['worker']} (pid {job['pid']} on {job['host']}) since {job['since']}" if job["worker"] else "nobody"
+        lines.append(f"  {job['name']}: {who}" + ("" if job["alive"] else f"; orphan: {job['why_orphan']}"))
+    gate = found["gate"]
+    if gate["solved"]:
+        lines.append(f"  solved: {gate['text']}")
+        lines.append(f"  the witness is in {gate['log']}")
+    for entry, reason in found["refused"].items():
+        lines.append(f"  refused: {entry}: {reason}")
+    return "\n".join(lines)
+
+
+def settled(found: dict[str, Any]) -> bool:
+    """Tell whether nothing more will happen by itself: all jobs finished, or the gate closed and nothing running."""
+    counts = found["counts"]
+    return not counts["running"] and (found["gate"]["closed"] or not counts["pending"])

@@ -1,0 +1,677 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every transition of a job, and nothing else.
+
+    enqueue -> pending -> claim -> running -> finish -> done, failed, or back to pending
+    recover: running -> pending (or failed)    retry: failed -> pending    remove: away
+
+The rules that make it safe:
+
+1. A job is the file NAME.env in exactly one of four folders. A transition is one rename(2); what must be written is
+   written beside it, synced, and renamed over it first.
+2. The owner record running/NAME.env.owner is the right to touch a job that is running or about to be. It comes into
+   being whole and only once, by link(2), BEFORE the job is renamed into running; its holder removes it AFTER the job
+   has left. A record whose holder is dead is taken over only under the jobset's lock.
+3. Moves towards the end (claim, done, failed) take no lock. Moves to pending, removals and enqueue hold the jobset's
+   lock: under it a job moves forward only, so whoever looks through pending, running, done, failed in that
+   order sees every job.
+4. A finish is first written into the job's file (RESULT and the CLAIM it belongs to) and then carried out. Recovery
+   that finds a job with the RESULT of its dead owner's claim carries it out, instead of running the job again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import getpass
+import json
+import os
+import re
+import stat
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Optional
+
+from . import job, owner
+from .errors import LostClaim, MalformedJob, QueueError
+from .job import SUFFIX
+from .jobset import Jobset
+from .layout import STATES, Layout
+
+_REQUESTED = "STOP requested by "
+# One step of PRIORITY in a pending job's place in the queue, in seconds: see _place.
+_PRIORITY_STEP = 10_000_000
+# Seconds after which a folder that looks unchanged is listed again.
+_LOOK_AGAIN = 2.0
+
+
+class Claim(NamedTuple):
+    """A job that this process holds."""
+
+    name: str
+    id: str
+    values: dict[str, str]
+
+
+class Change(NamedTuple):
+    """What became of one job: its states before and after (None: not there), and why."""
+
+    name: str
+    old_state: Optional[str]
+    new_state: Optional[str]
+    reason: str = ""
+
+
+class Gate(NamedTuple):
+    """The gate: closed or not, its text, whether it was an operator's request, and the job that its text names."""
+
+    closed: bool
+    text: str = ""
+    requested: bool = False
+    solved_by: str = ""
+
+
+def _natural(name: str) -> list[Any]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
+class Queue:
+    """The queue of one jobset. Close it, or use it in a with statement.
+
+    Args:
+        layout: where it is; the folders must exist.
+        jobset: its definition.
+    Raises:
+        QueueError: the folders are missing or not usable.
+    """
+
+    def __init__(self, layout: Layout, jobset: Jobset) -> None:
+        self.layout = layout
+        self.jobset = jobset
+        self.refused: dict[str, str] = {}
+        self._names: deque[str] = deque()
+        self._seen = (-1, 0.0)
+        self._logged = ""
+        self._fds: dict[str, int] = {}
+        try:
+            for name, path in (*((state, os.path.join(layout.queue, state)) for state in STATES), ("staging", layout.staging)):
+                self._fds[name] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as exc:
+            self.close()
+            raise QueueError(
+                f"jobset {layout.jobset} has no usable queue: {exc.filename}: {exc.strerror}; run setup, or enqueue"
+            ) from exc
+
+    def close(self) -> None:
+        """Give the folders' descriptors back."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the jobset's lock, waiting for it."""
+        fd = os.open(self.layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    # ---- looking ----------------------------------------------------------------------------------------------
+
+    def entries(self, state: str) -> list[str]:
+        """Return the names of the jobs in a state, in no order. What can't be a job's file is kept in refused."""
+        names = []
+        for entry in os.listdir(self._fds[state]):
+            if entry.endswith(SUFFIX):
+                name = entry[: -len(SUFFIX)]
+                with contextlib.suppress(QueueError):
+                    names.append(job.check_name(name))
+                    continue
+            if not (state == "running" and entry.endswith(SUFFIX + owner.SUFFIX)):
+                self.refused[f"{state}/{entry!r}"] = "not a job's name"
+        return names
+
+    def counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state."""
+        return {state: len(self.entries(state)) for state in STATES}
+
+    def why_refused(self, state: str, name: str) -> str:
+        """Return why an entry can't be taken for a job's file, or an empty text.
+
+        Raises:
+            FileNotFoundError: it is not in that state (any more).
+        """
+        found = os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
+        reason = ""
+        if not stat.S_ISREG(found.st_mode):
+            reason = "not a regular file"
+        elif found.st_uid != os.geteuid():
+            reason = f"belongs to another user (uid {found.st_uid})"
+        elif found.st_nlink != 1:
+            reason = "has a second name (a hard link)"
+        if reason:
+            self.refused[f"{state}/{name}{SUFFIX}"] = reason
+        return reason
+
+    def locate(self, name: str) -> str | None:
+        """Return the state that a job is in, None if it is in none. Certain only under the lock (rule 3)."""
+        for state in STATES:
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
+                return state
+        return None
+
+    def _read_file(self, state: str, entry: str) -> bytes:
+        # O_NONBLOCK: a FIFO must not hold us up. One byte more than allowed is enough to refuse a huge file.
+        fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fds[state])
+        with open(fd, "rb") as file:
+            return file.read(job.MAX_BYTES + 1)
+
+    def read(self, state: str, name: str) -> dict[str, str]:
+        """Return a job's values.
+
+        Raises:
+            FileNotFoundError: it is not in that state (any more).
+            MalformedJob: its file can't be understood.
+        """
+        reason = self.why_refused(state, name)
+        if reason:
+            raise MalformedJob(reason)
+        return job.parse(self._read_file(state, name + SUFFIX))
+
+    def owner_of(self, name: str) -> dict[str, str] | None:
+        """Return the owner record of a job: None if there is none, empty if it can't be understood."""
+        try:
+            return owner.parse(self._read_file("running", name + SUFFIX + owner.SUFFIX))
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return {}
+
+    def why_orphan(self, name: str) -> str:
+        """Return why a running job is an orphan, or an empty text when its owner lives."""
+        return owner.why_dead(self.owner_of(name) or {}, self.layout.workers)
+
+    # ---- writing ----------------------------------------------------------------------------------------------
+
+    def _stage(self, entry: str, data: bytes, sync: bool = True) -> None:
+        fd = os.open(
+            entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fds["staging"]
+        )
+        try:
+            with open(fd, "wb", buffering=0) as file:
+                # A raw write may be short, on a disk that is filling up.
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if sync:
+                    os.fsync(fd)
+        except BaseException:
+            os.unlink(entry, dir_fd=self._fds["staging"])
+            raise
+
+    def _rename(self, name: str, source: str, target: str, sync: bool = True) -> None:
+        os.rename(name + SUFFIX, name + SUFFIX, src_dir_fd=self._fds[source], dst_dir_fd=self._fds[target])
+        if sync:
+            # The new entry first: a job that a power cut shows twice is better than one it shows nowhere.
+            os.fsync(self._fds[target])
+            os.fsync(self._fds[source])
+
+    def _overwrite(self, state: str, name: str, values: dict[str, str]) -> None:
+        staged = f"{name}.{os.urandom(8).hex()}"
+        self._stage(staged, job.render(values))
+        # The file's mtime is the job's place in the queue, see _place: it stays.
+        place = os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False).st_mtime_ns
+        os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
+        os.rename(staged, name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[state])
+
+    def _place(self, staged: str, values: dict[str, str], order: int) -> None:
+        """Set a new job's place in pending: its file's mtime, oldest first, PRIORITY before age."""
+        place = time.time_ns() + order * 1000 - int(values.get("PRIORITY", "0")) * _PRIORITY_STEP * 10**9
+        os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
+
+    def _log_attempt(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+        with open(self.layout.history, "ab", buffering=0, opener=_private) as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
+
+    def _in_history(self, claim: str) -> bool:
+        """Tell whether an attempt is among the latest lines of the history."""
+        try:
+            with open(self.layout.history, "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 256 * 1024))
+                return claim.encode() in file.read()
+        except FileNotFoundError:
+            return False
+
+    # ---- enqueue, claim, finish -------------------------------------------------------------------------------
+
+    def enqueue(
+        self, jobs: Iterable[tuple[str, dict[str, str]]], force: bool = False, check: bool = False
+    ) -> list[Change]:
+        """Put jobs into pending, all or none; durable on return. A job that exists in any state is left alone.
+
+        Args:
+            jobs: names and values.
+            force: redo those that are done or failed.
+            check: only say what would become of each.
+        Raises:
+            QueueError: a bad name or value, or no room; then nothing was enqueued.
+        """
+        wanted: dict[str, dict[str, str]] = {}
+        for name, values in jobs:
+            if job.check_name(name) in wanted:
+                raise QueueError(f"job {name} is named twice; nothing was enqueued")
+            try:
+                wanted[name] = job.check_own_values(values)
+            except MalformedJob as exc:
+                raise QueueError(f"job {name}: {exc}; nothing was enqueued") from exc
+        with self.lock():
+            changes = [self._enqueued(name, state, force) for name, state in self._locate_all(list(wanted))]
+            if not check:
+                again = [change for change in changes if change.old_state and change.new_state == "pending"]
+                fresh = [change.name for change in changes if change.old_state is None]
+                self._publish([(name, {**wanted[name], "ENQUEUED_AT": owner.now()}) for name in fresh])
+                for change in (c for c in again if c.old_state in ("done", "failed")):
+                    self._requeue(change.name, str(change.old_state), {**wanted[change.name], "ENQUEUED_AT": owner.now()})
+        return changes
+
+    def _locate_all(self, names: list[str]) -> list[tuple[str, str | None]]:
+        if len(names) < 64:
+            return [(name, self.locate(name)) for name in names]
+        found: dict[str, str] = {}
+        for state in STATES:
+            for entry in os.listdir(self._fds[state]):
+                found[entry] = state
+        return [(name, found.get(name + SUFFIX)) for name in names]
+
+    def _enqueued(self, name: str, state: str | None, force: bool) -> Change:
+        if state is None:
+            return Change(name, None, "pending", "enqueued")
+        if force and state in ("done", "failed"):
+            return Change(name, state, "pending", "enqueued again")
+        return Change(name, state, state, f"left alone: already {state}")
+
+    def _publish(self, jobs: list[tuple[str, dict[str, str]]]) -> None:
+        """Write new jobs into staging, sync, and rename each into pending; undo all of it on an error."""
+        prefix = os.urandom(8).hex()
+        staged: list[str] = []
+        published: list[str] = []
+        rendered = [job.render(values) for _name, values in jobs]
+        try:
+            for order, (name, values) in enumerate(jobs):
+                self._stage(f"{prefix}.{name}", rendered[order], sync=len(jobs) < 20)
+                staged.append(name)
+                self._place(f"{prefix}.{name}", values, order)
+            if len(jobs) >= 20:
+                _sync_file_system(self._fds["staging"])
+            for name in staged:
+                os.rename(
+                    f"{prefix}.{name}", name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["pending"]
+                )
+                published.append(name)
+            os.fsync(self._fds["pending"])
+        except OSError as exc:
+            running = []
+            for name in published:
+                try:
+                    os.unlink(name + SUFFIX, dir_fd=self._fds["pending"])
+                except FileNotFoundError:
+                    running.append(name)
+            for name in staged[len(published) :]:
+                os.unlink(f"{prefix}.{name}", dir_fd=self._fds["staging"])
+            what = f"only {', '.join(running)}, claimed already, will run" if running else "nothing was enqueued"
+            raise QueueError(f"jobset {self.jobset.name}: can't enqueue: {exc.strerror}; {what}") from exc
+
+    def _requeue(self, name: str, state: str, values: dict[str, str]) -> None:
+        """Move a finished job, which nobody owns, back to pending. The caller holds the lock."""
+        self._overwrite(state, name, values)
+        self._rename(name, state, "pending")
+
+    def _next_names(self) -> None:
+        mtime = os.fstat(self._fds["pending"]).st_mtime_ns
+        # Unchanged, it is still read now and then: the claimer of a job that was passed over may have died since.
+        if mtime == self._seen[0] and time.monotonic() < self._seen[1]:
+            return
+        places = []
+        for name in self.entries("pending"):
+            with contextlib.suppress(FileNotFoundError):
+                if not self.why_refused("pending", name):
+                    found = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False)
+                    places.append((found.st_mtime_ns, _natural(name), name))
+        self._names.extend(name for _time, _key, name in sorted(places))
+        # A folder changed twice within one tick of its clock looks unchanged: trust only a time that has passed.
+        self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
+
+    def claim(self, holder: owner.Holder) -> Claim | None:
+        """Take the next job, pending -> running; None if the gate is closed or nothing is pending.
+
+        Args:
+            holder: this process.
+        """
+        if os.path.lexists(self.jobset.gate):
+            return None
+        if not self._names:
+            self._next_names()
+        while self._names:
+            name = self._names.popleft()
+            claim = os.urandom(16).hex()
+            if not self._own(name, holder.record(claim), claim):
+                continue
+            try:
+                self._rename(name, "pending", "running", sync=False)
+            except FileNotFoundError:
+                self._disown(name)
+                continue
+            try:
+                claimed = Claim(name, claim, self.read("running", name))
+            except MalformedJob as exc:
+                self.reject(Claim(name, claim, {}), str(exc))
+                continue
+            if os.path.lexists(self.jobset.gate):
+                self.finish(claimed, "pending", {"REASON": "gate", "DETAIL": "the gate was closed while it was claimed"})
+                return None
+            return claimed
+        return None
+
+    def _own(self, name: str, record: bytes, claim: str, locked: bool = False) -> bool:
+        """Make the owner record of a pending job; False if somebody else has it."""
+        entry = name + SUFFIX + owner.SUFFIX
+        staged = f"owner.{claim}"
+        self._stage(staged, record, sync=False)
+        try:
+            for _attempt in range(2):
+                try:
+                    os.link(staged, entry, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["running"])
+                    return True
+                except FileExistsError:
+                    if not self._clear_stale_owner(name, locked):
+                        return False
+            return False
+        finally:
+            os.unlink(staged, dir_fd=self._fds["staging"])
+
+    def _disown(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name + SUFFIX + owner.SUFFIX, dir_fd=self._fds["running"])
+
+    def _clear_stale_owner(self, name: str, locked: bool) -> bool:
+        """Remove the record of a claimer that died before its job was running."""
+        if not self._stale(name):
+            return False
+        with contextlib.nullcontext() if locked else self.lock():
+            # Rule 2: under the lock nobody else takes a dead record over, so what is true now stays true.
+            if self._stale(name):
+                self._disown(name)
+                return True
+        return False
+
+    def _stale(self, name: str) -> bool:
+        """Tell whether there is an owner record of a dead holder, and the job is not running."""
+        record = self.owner_of(name)
+        # No record is not a stale one: a claimer may be making its own just now.
+        return record is not None and owner.why_dead(record, self.layout.workers) != "" and self.locate(name) != "running"
+
+    def finish(self, claim: Claim, state: str, result: dict[str, str]) -> None:
+        """Bring a claimed job to done, failed, or back to pending; durable on return.
+
+        Args:
+            claim: as claim returned it.
+            state: where it goes.
+            result: what its file is to say besides (RESULT_KEYS).
+        Raises:
+            LostClaim: the job is no longer this claim's.
+            OSError: it could not be recorded; the job is still owned, try again.
+        """
+        record = self.owner_of(claim.name)
+        if not record or record.get("OWNER_CLAIM") != claim.id:
+            raise LostClaim(f"job {claim.name} is no longer held by claim {claim.id}; its result is not recorded")
+        values = {**job.before_attempt(claim.values), **result, "CLAIM": claim.id, "RESULT": state}
+        self._overwrite("running", claim.name, values)
+        self._carry_out(claim.name, values)
+        self._disown(claim.name)
+
+    def _carry_out(self, name: str, values: dict[str, str], locked: bool = False) -> None:
+        """Do what a running job's RESULT says (rule 4). The caller has its owner record, and the lock if it says so."""
+        claim = values["CLAIM"]
+        if self._logged != claim and not (locked and self._in_history(claim)):
+            keys = ("RESULT", *(key for key in job.RESULT_KEYS if key in values and key not in ("RESULT", "ORIGINAL")))
+            self._log_attempt({"job": name, **{key.lower(): values[key] for key in keys}})
+            self._logged = claim
+        needs_lock = values["RESULT"] == "pending" and not locked
+        with self.lock() if needs_lock else contextlib.nullcontext():
+            self._rename(name, "running", values["RESULT"])
+
+    def reject(self, claim: Claim, reason: str, locked: bool = False) -> None:
+        """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed."""
+        entry = claim.name + SUFFIX
+        kept = os.path.join(self.layout.malformed, f"{claim.name}.{claim.id}{SUFFIX}")
+        os.link(entry, kept, src_dir_fd=self._fds["running"], follow_symlinks=False)
+        values = {"REASON": "malformed_job", "DETAIL": reason.replace("\n", " "), "ENDED_AT": owner.now(), "ORIGINAL": kept}
+        values.update(CLAIM=claim.id, RESULT="failed")
+        self._overwrite("running", claim.name, values)
+        self._carry_out(claim.name, values, locked)
+        self._disown(claim.name)
+
+    # ---- backward moves ---------------------------------------------------------------------------------------
+
+    def recover(self, name: str, holder: owner.Holder) -> Change:
+        """Bring one orphan where it belongs. The caller holds the lock and has ended what the dead claim left running.
+
+        Args:
+            name: a job in running.
+            holder: this process, which owns the job meanwhile if nobody else does.
+        """
+        # The record first, the job's file second: its owner removes them in the other order (rule 2).
+        record = self.owner_of(name)
+        why = owner.why_dead(record or {}, self.layout.workers)
+        if not why:
+            return Change(name, "running", "running", "left alone: its owner lives")
+        # A claimer with an old list may try this name: it must not own the job from when it is back in pending.
+        if record is None and not self._own(name, holder.record("recover"), os.urandom(16).hex(), locked=True):
+            return Change(name, "running", "running", "left alone: somebody is trying to claim it")
+        try:
+            values = self.read("running", name)
+        except FileNotFoundError:
+            self._disown(name)
+            state = self.locate(name)
+            return Change(name, state, state, "left alone: no longer running")
+        except MalformedJob as exc:
+            if self.why_refused("running", name):
+                self._disown(name)
+                return Change(name, "running", "running", f"refused: {exc}")
+            self.reject(Claim(name, os.urandom(16).hex(), {}), str(exc), locked=True)
+            return Change(name, "running", "failed", f"malformed_job: {exc}")
+        dead = record or {}
+        claim = dead.get("OWNER_CLAIM", "")
+        if not (claim and values.get("CLAIM") == claim and values.get("RESULT") in STATES):
+            values = self._recovered(name, values, claim or os.urandom(16).hex(), dead.get("OWNER_WORKER_ID", ""), why)
+            self._overwrite("running", name, values)
+        self._carry_out(name, values, locked=True)
+        self._disown(name)
+        return Change(name, "running", values["RESULT"], f"{values['REASON']}: {values.get('DETAIL', '')}")
+
+    def _recovered(self, name: str, values: dict[str, str], claim: str, worker: str, why: str) -> dict[str, str]:
+        recoveries = job.number(values, "RECOVERIES") + 1
+        values = {**job.before_attempt(values), "RECOVERIES": str(recoveries), "ENDED_AT": owner.now(), "CLAIM": claim, "WORKER": worker}
+        if self.gate().solved_by == name:
+            return {**values, "RESULT": "done", "REASON": "solved", "DETAIL": f"its worker died after it had solved the jobset ({why})"}
+        if recoveries >= self.jobset.recoveries:
+            detail = f"its worker died {recoveries} times, lastly: {why}"
+            return {**values, "RESULT": "failed", "REASON": "too_many_recoveries", "DETAIL": detail}
+        return {**values, "RESULT": "pending", "REASON": "orphan", "DETAIL": why}
+
+    def clear_stale_owners(self) -> list[str]:
+        """Remove the owner records of dead holders whose job is not running; return the jobs. The caller holds the lock."""
+        cleared = []
+        for entry in os.listdir(self._fds["running"]):
+            name = entry[: -len(SUFFIX + owner.SUFFIX)]
+            if entry.endswith(SUFFIX + owner.SUFFIX) and self._stale(name):
+                self._disown(name)
+                cleared.append(name)
+        return cleared
+
+    def retry(self, names: list[str] | None = None, check: bool = False) -> list[Change]:
+        """Move failed jobs back to pending with their attempts set to zero.
+
+        Args:
+            names: which; None: all that failed.
+            check: only say what would become of each.
+        """
+        changes = []
+        with self.lock():
+            for name in sorted(self.entries("failed"), key=_natural) if names is None else names:
+                state = self.locate(job.check_name(name))
+                if state != "failed":
+                    changes.append(Change(name, state, state, f"left alone: {state or 'there is no such job'}"))
+                    continue
+                try:
+                    values = self.read("failed", name)
+                except MalformedJob as exc:
+                    changes.append(Change(name, "failed", "failed", f"left alone: {exc}"))
+                    continue
+                if values.get("REASON") == "malformed_job":
+                    reason = f"left alone: malformed ({values.get('DETAIL', '')}); remove it and enqueue it anew"
+                    changes.append(Change(name, "failed", "failed", reason))
+                    continue
+                kept = {key: value for key, value in values.items() if key not in job.RESULT_KEYS}
+                changes.append(Change(name, "failed", "pending", f"was {values.get('REASON', 'failed')}"))
+                if not check:
+                    self._requeue(name, "failed", kept)
+        return changes
+
+    def remove(
+        self, names: list[str] | None, states: Iterable[str] = STATES, logs: bool = False, check: bool = False
+    ) -> list[Change]:
+        """Delete jobs; a running job whose owner lives is left alone.
+
+        Args:
+            names: which; None: all in the states.
+            states: in which states.
+            logs: their logs, too.
+            check: only say what would become of each.
+        """
+        states = list(states)
+        changes = []
+        with self.lock():
+            if names is None:
+                names = sorted({name for state in states for name in self.entries(state)}, key=_natural)
+            for name in names:
+                state = self.locate(job.check_name(name))
+                if state is None or state not in states:
+                    changes.append(Change(name, state, state, f"left alone: {state or 'there is no such job'}"))
+                elif state == "running" and not self.why_orphan(name):
+                    changes.append(Change(name, state, state, "left alone: its owner lives; stop the jobset first"))
+                elif check:
+                    changes.append(Change(name, state, None, "removed"))
+                else:
+                    changes.append(self._removed(name, state, logs))
+            for state in states:
+                os.fsync(self._fds[state])
+        return changes
+
+    def _removed(self, name: str, state: str, logs: bool) -> Change:
+        try:
+            os.unlink(name + SUFFIX, dir_fd=self._fds[state])
+        except FileNotFoundError:
+            now = self.locate(name)
+            return Change(name, now, now, f"left alone: {now} in the meantime")
+        if self._stale(name):
+            self._disown(name)
+        if logs:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.layout.log, f"{name}.log"))
+        return Change(name, state, None, "removed")
+
+    # ---- the gate ---------------------------------------------------------------------------------------------
+
+    def gate(self) -> Gate:
+        """Return how the gate stands."""
+        try:
+            fd = os.open(self.jobset.gate, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return Gate(False)
+        except OSError as exc:
+            return Gate(True, f"(can't be read: {exc.strerror})")
+        with open(fd, "rb") as file:
+            text = file.read(job.MAX_BYTES).decode("utf-8", "replace").strip()
+        requested = text.startswith(_REQUESTED)
+        return Gate(True, text, requested, "" if requested else self._named_by(text))
+
+    def _named_by(self, text: str) -> str:
+        """Return the job that a gate's text names, or an empty text."""
+        candidates = [self.jobset.job_name(offset) for offset in range(self.jobset.stride)]
+        if self.jobset.stride == 1 or "{offset}" not in self.jobset.solved_pattern:
+            candidates = [name for state in STATES for name in self.entries(state)]
+        for name in candidates:
+            with contextlib.suppress(FileNotFoundError, QueueError):
+                state = self.locate(name)
+                if state and self.jobset.names_job(text, name, self.read(state, name)):
+                    return name
+        return ""
+
+    def close_gate(self, by: str = "", check: bool = False) -> bool:
+        """Close the gate with a line that says who and when; return whether it was open.
+
+        Raises:
+            QueueError: the gate file can't be made.
+        """
+        if os.path.lexists(self.jobset.gate):
+            return False
+        if not check:
+            text = f"{_REQUESTED}{by or getpass.getuser()} at {owner.now()}\n"
+            staged = f"{self.jobset.gate}.{os.urandom(8).hex()}"
+            try:
+                with open(staged, "x", encoding="utf-8") as file:
+                    file.write(text)
+                try:
+                    # link, not rename: a solver's gate that appears now must stay as it is.
+                    os.link(staged, self.jobset.gate)
+                except FileExistsError:
+                    return False
+                finally:
+                    os.unlink(staged)
+            except OSError as exc:
+                raise QueueError(f"jobset {self.jobset.name}: can't make the gate {self.jobset.gate}: {exc.strerror}") from exc
+        return True
+
+    def open_gate(self, check: bool = False) -> bool:
+        """Open the gate; return whether it was closed. Its text is kept in run/gates.jsonl.
+
+        Raises:
+            QueueError: the gate file can't be removed.
+        """
+        gate = self.gate()
+        if gate.closed and not check:
+            line = json.dumps({"opened_at": owner.now(), "text": gate.text, "solved_by": gate.solved_by})
+            try:
+                with open(self.layout.gates, "ab", buffering=0, opener=_private) as file:
+                    file.write(line.encode() + b"\n")
+                os.unlink(self.jobset.gate)
+            except FileNotFoundError:
+                return False
+            except OSError as exc:
+                raise QueueError(f"jobset {self.jobset.name}: can't open the gate {self.jobset.gate}: {exc.strerror}") from exc
+        return gate.closed
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _sync_file_system(fd: int) -> None:
+    """syncfs(2): one call for a whole batch, where syncing each file would cost more."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        raise OSError(ctypes.get_errno(), "syncfs failed")

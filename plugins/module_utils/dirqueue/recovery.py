@@ -1,0 +1,82 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finding orphans, ending what they left running, and bringing them back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import Callable
+
+from . import owner
+from .queue import Change, Queue
+from .runners import Runner, carried
+
+# A staged file older than this belongs to nobody who still lives (seconds).
+_STAGING_AGE = 3600
+
+
+def orphans(queue: Queue) -> dict[str, str]:
+    """Return the running jobs that are orphans, each with the reason."""
+    found = {}
+    for name in queue.entries("running"):
+        why = queue.why_orphan(name)
+        if why:
+            found[name] = why
+    return found
+
+
+def recover(
+    queue: Queue, runner: Runner, label: str = "recover", check: bool = False, log: Callable[[str], None] = lambda text: None
+) -> list[Change]:
+    """Bring every orphan back to pending (or to where its worker was bringing it, or to failed).
+
+    Args:
+        queue: the jobset's queue.
+        runner: the jobset's runner, which ends what a dead worker left running.
+        label: who recovers, for people.
+        check: only say what would become of each.
+        log: told what is done.
+    Returns:
+        one change per orphan.
+    Raises:
+        NotReady: what a dead worker left running can't be ended now.
+    """
+    found = orphans(queue)
+    if check:
+        return [Change(name, "running", "pending", f"orphan: {why}") for name, why in sorted(found.items())]
+    for name in found:
+        # A dead claim never comes to life again, so this needs no lock, and holds nobody up.
+        claim = (queue.owner_of(name) or {}).get("OWNER_CLAIM", "")
+        runner.end(carried(queue.layout, name, claim))
+    holder = owner.Holder(queue.layout.workers, label)
+    changes = []
+    try:
+        with queue.lock():
+            for name in sorted(found):
+                changes.append(queue.recover(name, holder))
+                if changes[-1].new_state != "running":
+                    log(f"job {name}: running -> {changes[-1].new_state} ({changes[-1].reason})")
+            for name in queue.clear_stale_owners():
+                log(f"job {name}: removed the owner record of a worker that died while claiming it")
+            named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in _recorded(queue)}
+            owner.clean(queue.layout.workers, named, log)
+            _clean_staging(queue.layout.staging)
+    finally:
+        holder.release()
+    return changes
+
+
+def _recorded(queue: Queue) -> list[str]:
+    folder = os.path.join(queue.layout.queue, "running")
+    ending = ".env" + owner.SUFFIX
+    return [entry[: -len(ending)] for entry in os.listdir(folder) if entry.endswith(ending)]
+
+
+def _clean_staging(folder: str) -> None:
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):
+            if time.time() - entry.stat(follow_symlinks=False).st_ctime > _STAGING_AGE:
+                os.unlink(entry.path)

@@ -1,0 +1,191 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a runner is: it starts, signals, ends and reaps one command, and knows nothing of states.
+
+A command carries its identity in its environment (SAGEQUEUE_CLAIM and others), so that whoever finds it later can tell
+whose it is and end it, also when its worker is long gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from typing import NamedTuple, Optional
+
+from ..errors import NotReady
+from ..jobset import Jobset
+from ..layout import Layout
+
+# Seconds that a process gets to vanish after SIGKILL.
+_KILL_WAIT = 10.0
+
+
+class Command(NamedTuple):
+    """One command to run: words, the variables that it gets besides, and where its output goes (a descriptor)."""
+
+    argv: list[str]
+    environment: dict[str, str]
+    output: int
+
+
+class Outcome(NamedTuple):
+    """How a command ended: exit status or signal number, and peak memory in KiB where it is known."""
+
+    exit_status: Optional[int]
+    signal: Optional[int]
+    peak_kib: Optional[int]
+
+
+class Running:
+    """A command that was started. token says in which surroundings, see Runner.ready."""
+
+    def __init__(self, process: subprocess.Popen[bytes], carries: dict[str, str], token: str) -> None:
+        self.process = process
+        self.carries = carries
+        self.token = token
+        self.peak_kib = 0
+        self.hidden: list[int] = []
+
+
+def identity(layout: Layout, job: str, claim: str) -> dict[str, str]:
+    """Return the variables that tell whose a process is."""
+    return {
+        "SAGEQUEUE_ROOT": layout.root,
+        "SAGEQUEUE_JOBSET": layout.jobset,
+        "SAGEQUEUE_JOB": job,
+        "SAGEQUEUE_CLAIM": claim,
+    }
+
+
+def carried(layout: Layout, job: str, claim: str) -> dict[str, str]:
+    """Return what all processes of a claim carry; without a claim's id, what those of any claim of the job carry."""
+    whole = identity(layout, job, claim)
+    return {"SAGEQUEUE_CLAIM": claim} if claim else {key: whole[key] for key in whole if key != "SAGEQUEUE_CLAIM"}
+
+
+def carriers(carries: dict[str, str]) -> list[int]:
+    """Return the pids of the living processes whose environment, as far as we may read it, has all these variables."""
+    wanted = [f"{key}={value}".encode() for key, value in carries.items()]
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+                if all(variable in variables for variable in wanted):
+                    found.append(int(entry))
+    return found
+
+
+def session_of(pid: int) -> int:
+    """Return a process's session, 0 if it is gone."""
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return 0
+
+
+def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0) -> list[int]:
+    """Send a signal (0: none) to all that carry these variables, but for one session; return whom."""
+    pids = [pid for pid in carriers(carries) if not spare_session or session_of(pid) != spare_session]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+    return pids
+
+
+def end_carriers(carries: dict[str, str]) -> None:
+    """Kill all that carry these variables, and wait until they are gone.
+
+    Raises:
+        NotReady: one stays.
+    """
+    deadline = time.monotonic() + _KILL_WAIT
+    while True:
+        pids = signal_carriers(carries, signal.SIGKILL)
+        if not pids:
+            return
+        if time.monotonic() > deadline:
+            raise NotReady(f"processes {pids} of a dead worker's job can't be killed; the job stays where it is until they end")
+        time.sleep(0.02)
+
+
+def memory_of(pids: list[int]) -> int:
+    """Return the sum of the peak resident sizes of some processes, in KiB (VmHWM of proc(5))."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            total += sum(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+    return total
+
+
+class Runner:
+    """Base of all runners.
+
+    Args:
+        layout: where the jobset lives.
+        jobset: its definition.
+    """
+
+    def __init__(self, layout: Layout, jobset: Jobset) -> None:
+        self.layout = layout
+        self.jobset = jobset
+
+    def ready(self) -> str:
+        """Return a token for the surroundings that commands would run in; another token means that they were renewed.
+
+        Raises:
+            NotReady: nothing can be run now; says why and what to do.
+        """
+        raise NotImplementedError
+
+    def start(self, command: Command, carries: dict[str, str], token: str) -> Running:
+        """Start a command.
+
+        Args:
+            command: what to run.
+            carries: the part of its environment that tells whose it is.
+            token: as ready returned it.
+        Raises:
+            OSError: it can't be started.
+        """
+        raise NotImplementedError
+
+    def signal(self, running: Running, number: int) -> None:
+        """Pass a signal on to the command itself."""
+        raise NotImplementedError
+
+    def end(self, carries: dict[str, str]) -> None:
+        """Kill everything that carries these variables, and return when it is gone.
+
+        Raises:
+            NotReady: that can't be done now.
+        """
+        raise NotImplementedError
+
+    def sample(self, running: Running) -> None:
+        """Look how much memory the command uses."""
+
+    def reap(self, running: Running) -> Outcome | None:
+        """Return how the command ended, None while it runs."""
+        pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+        running.process.returncode = code
+        return self._outcome(running, code, usage.ru_maxrss)
+
+    def _outcome(self, running: Running, code: int, client_kib: int) -> Outcome:
+        """Work out an outcome from the exit code of the process that was started (negative: a signal)."""
+        raise NotImplementedError
+
+    def why_lost(self, running: Running) -> str:
+        """Return why a command that failed is not to blame (its surroundings went away), or an empty text."""
+        try:
+            token = self.ready()
+        except NotReady as exc:
+            return str(exc)
+        return "" if token == running.token else "the container was started anew while the job ran"

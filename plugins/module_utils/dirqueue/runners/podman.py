@@ -1,0 +1,71 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the two Podman runners share: calling podman, passing variables, reading exit statuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+
+from ..errors import NotReady
+from .base import Command, Outcome, Runner, Running, carriers, memory_of, session_of
+
+# Variables that podman itself would obey. They are given to it as words; all others by name only, so that their values
+# stand in no process list.
+_CLIENT = re.compile(r"(PATH|HOME|USER|SHELL|TMPDIR|LD_.*|XDG_.*|DBUS_.*|CONTAINER.*|PODMAN.*|REGISTRY.*|STORAGE.*|GO.*|SSL_.*|.*_proxy|.*_PROXY)\Z")
+# Seconds after which a podman call that should take a tenth of one is given up.
+_PATIENCE = 60
+
+
+def podman(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run podman and return what it said.
+
+    Raises:
+        NotReady: it is not there, or does not answer.
+    """
+    try:
+        return subprocess.run(
+            ["podman", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_PATIENCE
+        )
+    except FileNotFoundError as exc:
+        raise NotReady("podman is not installed; run setup, or choose the runner process") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise NotReady(f"podman {words[0]} has not answered for {_PATIENCE} s") from exc
+
+
+class Podman(Runner):
+    """Base of the runners whose started process is a podman client."""
+
+    def _start(self, words: list[str], target: str, command: Command, carries: dict[str, str], token: str) -> Running:
+        """Start podman with some words, the command's variables, the container or image, and the command."""
+        options = []
+        for name, value in command.environment.items():
+            options += ["--env", f"{name}={value}" if _CLIENT.match(name) else name]
+        passed = {name: value for name, value in command.environment.items() if not _CLIENT.match(name)}
+        process = subprocess.Popen(
+            [*words, *options, target, *command.argv],
+            stdin=subprocess.DEVNULL,
+            stdout=command.output,
+            stderr=command.output,
+            env={**os.environ, **passed},
+            start_new_session=True,
+        )
+        return Running(process, carries, token)
+
+    def sample(self, running: Running) -> None:
+        """See Runner.sample. The podman client, in its own session, carries the variables, too, and does not count."""
+        pids = [pid for pid in carriers(running.carries) if session_of(pid) != running.process.pid]
+        running.peak_kib = max(running.peak_kib, memory_of(pids or self._hidden(running)))
+
+    def _hidden(self, running: Running) -> list[int]:
+        """Return the command's processes where the container's ids are not ours and keep us from looking for them."""
+        return []
+
+    def _outcome(self, running: Running, code: int, client_kib: int) -> Outcome:
+        # podman exits with 128 + N where the command ended by signal N.
+        if code > 128 and code - 128 in {int(number) for number in signal.Signals}:
+            return Outcome(None, code - 128, running.peak_kib or None)
+        return Outcome(code if code >= 0 else None, -code if code < 0 else None, running.peak_kib or None)

@@ -1,0 +1,46 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runner podman_run: each command runs in a fresh container, which is removed after it."""
+
+from __future__ import annotations
+
+from ..errors import NotReady
+from .base import Command, Running, end_carriers
+from .podman import Podman, podman
+
+
+class PodmanRun(Podman):
+    """Runs each command in a container of its own."""
+
+    def ready(self) -> str:
+        """See Runner.ready."""
+        if podman("image", "exists", self.jobset.image).returncode != 0:
+            raise NotReady(f"the image {self.jobset.image} is not there; build or pull it, or correct the jobset's key image")
+        return self.jobset.image
+
+    def start(self, command: Command, carries: dict[str, str], token: str) -> Running:
+        """See Runner.start."""
+        jobset = self.jobset
+        words = ["podman", "run", "--rm", "--pull=never", "--log-driver=none", "--name", _name(carries)]
+        words += [f"--label={name}={command.environment[name]}" for name in command.environment if name.startswith("SAGEQUEUE_")]
+        words += ["--volume", f"{jobset.workdir}:{jobset.container_workdir}", "--workdir", jobset.container_workdir]
+        return self._start([*words, *jobset.run_options], jobset.image, command, carries, token)
+
+    def signal(self, running: Running, number: int) -> None:
+        """See Runner.signal."""
+        podman("kill", "--signal", str(number), _name(running.carries))
+
+    def end(self, carries: dict[str, str]) -> None:
+        """See Runner.end."""
+        end_carriers(carries)
+        filters = [f"--filter=label={key}={value}" for key, value in carries.items()]
+        found = podman("ps", "--all", "--quiet", *filters)
+        for container in found.stdout.split():
+            removed = podman("rm", "--force", "--time=0", container)
+            if removed.returncode != 0:
+                raise NotReady(f"the container {container} of a dead worker's job can't be removed: {removed.stderr.strip()[-300:]}")
+
+
+def _name(carries: dict[str, str]) -> str:
+    return f"sagequeue-{carries['SAGEQUEUE_CLAIM']}"

@@ -1,0 +1,303 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One worker: claim a job, run it, finish it; again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from types import FrameType
+from typing import Callable, Optional
+
+from . import job, owner
+from . import jobset as definitions
+from .errors import LostClaim, MalformedJob, NotReady, QueueError
+from .layout import Layout
+from .queue import Claim, Queue
+from .recovery import recover
+from .runners import Command, Outcome, Runner, Running, carried, identity, make
+
+# Seconds: how often an idle worker looks, how long it trusts that the runner is ready, how often a running job's memory
+# is read, how long it waits before it tries again what failed for want of a container, of disk or the like.
+_IDLE = 0.1
+_READY = 5.0
+_SAMPLE = 5.0
+_AGAIN = 5.0
+# Reasons that are not the job's own doing: such an attempt does not count.
+_UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "too_many_recoveries")
+
+
+class Worker:
+    """A worker of a jobset.
+
+    Args:
+        root: the batch user's sagequeue folder.
+        jobset: the jobset's name.
+        number: which of its workers this is, for people.
+        log: where its own messages go.
+        program: the program's file; when it changes, run returns between two jobs, to be started again.
+        until_idle: return when nothing is pending.
+    Raises:
+        QueueError: the jobset is not defined, or its queue is not usable.
+    """
+
+    def __init__(
+        self, root: str, jobset: str, number: str, log: Callable[[str], None], program: str = "", until_idle: bool = False
+    ) -> None:
+        self.name = f"{jobset}-{number}"
+        self.log = log
+        self.until_idle = until_idle
+        self.layout = Layout(root, jobset)
+        self._program = (program, _stamp(program))
+        self._definition = (definitions.path_of(root, jobset), "")
+        self._define()
+        self.queue = Queue(self.layout, self.jobset)
+        self.holder = owner.Holder(self.layout.workers, self.name)
+        self._stopping = ""
+        self._token = ""
+        self._token_until = 0.0
+        self._said = ""
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _define(self) -> None:
+        self._definition = (self._definition[0], _stamp(self._definition[0]))
+        self.jobset = definitions.load(self.layout.root, self.layout.jobset)
+        self.runner: Runner = make(self.layout, self.jobset)
+
+    def _say(self, text: str) -> None:
+        """Log a condition once, however long it lasts."""
+        if text and text != self._said:
+            self.log(text)
+        self._said = text
+
+    def _on_signal(self, number: int, _frame: Optional[FrameType]) -> None:
+        self._stopping = signal.Signals(number).name
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, until a signal comes or a child ends."""
+        if select.select([self._wake_read], [], [], max(0.0, seconds))[0]:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT, or until the program has changed."""
+        # A handler is needed for a signal to be written to the pipe that _sleep watches.
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self.log(f"worker {self.name} starts")
+        recovered = False
+        while not self._stopping:
+            if _stamp(self._program[0]) != self._program[1]:
+                self.log("the program was replaced; starting anew")
+                break
+            try:
+                self._reload()
+                if not recovered:
+                    recover(self.queue, self.runner, self.name, log=self.log)
+                    recovered = True
+                self._make_ready()
+                claim = self.queue.claim(self.holder)
+            except (OSError, QueueError) as exc:
+                self._say(f"waiting: {exc}")
+                self._sleep(_AGAIN)
+                continue
+            for entry, reason in self.queue.refused.items():
+                self._say(f"refused {entry} in the queue: {reason}")
+            if claim:
+                self._said = ""
+                self._work(claim)
+            elif self.until_idle:
+                break
+            else:
+                self._sleep(_IDLE)
+        self.log(f"worker {self.name} stops" + (f" ({self._stopping})" if self._stopping else ""))
+        self.holder.release()
+        self.queue.close()
+
+    def _reload(self) -> None:
+        if _stamp(self._definition[0]) != self._definition[1]:
+            self._define()
+            self.queue.jobset = self.jobset
+            self._token = ""
+            self.log("the jobset's definition has changed; it holds from the next job on")
+
+    def _make_ready(self) -> None:
+        if not self._token or time.monotonic() > self._token_until:
+            self._token = ""
+            self._token = self.runner.ready()
+            self._token_until = time.monotonic() + _READY
+
+    # ---- one job ----------------------------------------------------------------------------------------------
+
+    def _work(self, claim: Claim) -> None:
+        result = {"WORKER": self.name, "STARTED_AT": owner.now()}
+        began = time.monotonic()
+        try:
+            state, more = self._execute(claim)
+        except MalformedJob as exc:
+            state, more = "failed", {"REASON": "malformed_job", "DETAIL": str(exc)}
+        except OSError as exc:
+            state, more = self._lost(claim, f"the job can't be started: {exc}")
+        seconds = time.monotonic() - began
+        result.update({"ENDED_AT": owner.now(), "DURATION_S": f"{seconds:.3f}", **more})
+        attempts = job.number(claim.values, "ATTEMPTS")
+        result["ATTEMPTS"] = str(attempts if result["REASON"] in _UNCOUNTED else attempts + 1)
+        self._finish(claim, state, {key: value.replace("\n", " ").replace("\0", " ") for key, value in result.items()})
+        self.log(f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})")
+        if result["REASON"] == "runner_lost":
+            self._token = ""
+            self._sleep(1.0)
+
+    def _execute(self, claim: Claim) -> tuple[str, dict[str, str]]:
+        """Run a claimed job to its end; return the state it goes to and what its file is to say."""
+        attempt = job.number(claim.values, "ATTEMPTS") + 1
+        own = identity(self.layout, claim.name, claim.id)
+        values = job.own_values(claim.values)
+        environment = {
+            **self.jobset.environment,
+            **{f"JOB_{key}": value for key, value in values.items()},
+            **own,
+            "SAGEQUEUE_ATTEMPT": str(attempt),
+            "SAGEQUEUE_GATE": self.jobset.gate_file,
+        }
+        argv = self.jobset.argv(claim.name, claim.values)
+        path = os.path.join(self.layout.log, f"{claim.name}.log")
+        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        kills = _oom_kills()
+        try:
+            os.write(output, f"[{owner.now()}] attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}\n".encode())
+            self.log(f"job {claim.name}: attempt {attempt}")
+            running = self.runner.start(Command(argv, environment, output), carried(self.layout, claim.name, claim.id), self._token)
+            outcome, ended_for = self._watch(running)
+            state, more = self._judge(claim, running, outcome, ended_for, attempt, _oom_kills() > kills)
+            if outcome.exit_status is not None:
+                more["EXIT_STATUS"] = str(outcome.exit_status)
+            if outcome.signal is not None:
+                more["SIGNAL"] = str(outcome.signal)
+            if outcome.peak_kib:
+                more["PEAK_MEMORY_KIB"] = str(outcome.peak_kib)
+            with contextlib.suppress(OSError):
+                os.write(output, f"[{owner.now()}] {state}: {_because(more)}\n".encode())
+        finally:
+            os.close(output)
+        return state, more
+
+    def _watch(self, running: Running) -> tuple[Outcome, str]:
+        """Wait for a command's end; return how it ended, and why we ended it (timeout, worker_stopped or nothing)."""
+        now = time.monotonic()
+        deadline = now + self.jobset.timeout if self.jobset.timeout else float("inf")
+        sample = now + 0.5
+        ended_for = ""
+        while True:
+            outcome = self.runner.reap(running)
+            if outcome:
+                return outcome, ended_for
+            now = time.monotonic()
+            if not ended_for and (self._stopping or now >= deadline):
+                ended_for = "worker_stopped" if self._stopping else "timeout"
+                deadline = now + self.jobset.grace
+                self._try(lambda: self.runner.signal(running, signal.SIGTERM))
+            elif ended_for and now >= deadline:
+                deadline = now + self.jobset.grace
+                self._try(lambda: self.runner.end(running.carries))
+            elif now >= sample:
+                sample = now + _SAMPLE
+                self._try(lambda: self.runner.sample(running))
+            self._sleep(min(deadline, sample) - time.monotonic())
+
+    def _try(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except NotReady as exc:
+            self._say(str(exc))
+
+    def _judge(
+        self, claim: Claim, running: Running, outcome: Outcome, ended_for: str, attempt: int, out_of_memory: bool
+    ) -> tuple[str, dict[str, str]]:
+        gate = self.queue.gate()
+        solved = gate.closed and not gate.requested and self.jobset.names_job(gate.text, claim.name, claim.values)
+        ok = outcome.exit_status == 0
+        if solved and (ok or ended_for == "worker_stopped"):
+            return "done", {"REASON": "solved", "DETAIL": gate.text}
+        if ended_for == "worker_stopped":
+            self._end(running)
+            return "pending", {"REASON": "worker_stopped", "DETAIL": self._stopping}
+        if ended_for == "timeout":
+            self._end(running)
+            return self._again(attempt, "timeout", f"ran longer than {self.jobset.timeout:g} s")
+        if ok:
+            return ("pending", {"REASON": "gate", "DETAIL": gate.text}) if gate.closed else ("done", {"REASON": "ok"})
+        lost = self.runner.why_lost(running)
+        if lost:
+            self._end(running)
+            return self._lost(claim, lost)
+        if outcome.signal is not None:
+            if out_of_memory and outcome.signal == signal.SIGKILL:
+                return self._again(attempt, "out_of_memory", "killed while the kernel was out of memory")
+            return self._again(attempt, "signal", f"ended by {signal.Signals(outcome.signal).name}")
+        return self._again(attempt, "exit_status", f"exit status {outcome.exit_status}")
+
+    def _again(self, attempt: int, reason: str, detail: str) -> tuple[str, dict[str, str]]:
+        """Decide what follows a failed attempt."""
+        last = attempt >= self.jobset.attempts
+        return "failed" if last else "pending", {"REASON": reason, "DETAIL": f"{detail}, attempt {attempt} of {self.jobset.attempts}"}
+
+    def _lost(self, claim: Claim, reason: str) -> tuple[str, dict[str, str]]:
+        """Decide what follows when a job's surroundings went away."""
+        count = job.number(claim.values, "RECOVERIES") + 1
+        more = {"REASON": "runner_lost", "DETAIL": reason, "RECOVERIES": str(count)}
+        if count < self.jobset.recoveries:
+            return "pending", more
+        return "failed", {**more, "REASON": "too_many_recoveries", "DETAIL": f"lost {count} times, lastly: {reason}"}
+
+    def _end(self, running: Running) -> None:
+        """Make sure that nothing of a command is left before its job may run again."""
+        while True:
+            try:
+                self.runner.end(running.carries)
+                return
+            except NotReady as exc:
+                self._say(f"waiting: {exc}")
+                self._sleep(_AGAIN)
+
+    def _finish(self, claim: Claim, state: str, result: dict[str, str]) -> None:
+        """Record a result, however long that takes: until then the job stays owned."""
+        while True:
+            try:
+                self.queue.finish(claim, state, result)
+                return
+            except LostClaim as exc:
+                self.log(str(exc))
+                return
+            except OSError as exc:
+                self._say(f"job {claim.name} is {state}, but that can't be recorded: {exc.strerror}; trying again")
+                self._sleep(1.0)
+
+
+def _because(result: dict[str, str]) -> str:
+    detail = result.get("DETAIL", "")
+    return f"{result['REASON']}: {detail}" if detail else result["REASON"]
+
+
+def _stamp(path: str) -> str:
+    """Return what changes when a file is replaced."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ""
+    return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
+
+
+def _oom_kills() -> int:
+    """Return how often the kernel has killed for want of memory since it started (proc(5), vmstat)."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

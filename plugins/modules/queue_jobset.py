@@ -1,0 +1,174 @@
+#!/usr/bin/python
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: queue_jobset
+short_description: Define a jobset on a host
+version_added: 0.1.0
+description:
+  - Checks a jobset's definition, writes it below the root, and makes the folders of its queue.
+  - Refuses a file system that can't hold a queue, such as a Windows drive under WSL.
+  - Workers read a changed definition before their next job.
+author:
+  - the sagequeue.batch authors (@sagequeue)
+attributes:
+  check_mode:
+    description: Checks the definition and says what would change.
+    support: full
+  diff_mode:
+    description: Shows the definition file before and after, without the values of environment variables.
+    support: full
+  idempotent:
+    description: A second run with the same options changes nothing.
+    support: full
+options:
+  name:
+    description: The jobset's name.
+    type: str
+    required: true
+  definition:
+    description:
+      - Its keys, see the collection's README. Needed where O(state=present).
+      - Values of C(environment) may be secret.
+    type: dict
+  defaults:
+    description: What the host says for all its jobsets.
+    type: dict
+    default: {}
+    suboptions:
+      home:
+        description: The batch user's home. By default, the home of the user that the module runs as.
+        type: path
+      runner:
+        description: The runner of jobsets that name none.
+        type: str
+      supervisor:
+        description: The supervisor of jobsets that name none.
+        type: str
+      sage_command:
+        description: What runs the script of jobsets that name no command, with the runner process.
+        type: list
+        elements: str
+      image:
+        description: The image of jobsets that name none, with the runner podman_run.
+        type: str
+  root:
+    description: The batch user's sagequeue folder.
+    type: path
+    default: ~/sagequeue
+  state:
+    description: Whether the jobset is defined. Its queue, logs and state files stay in any case.
+    type: str
+    choices: [present, absent]
+    default: present
+notes:
+  - Run it as the batch user.
+seealso:
+  - module: sagequeue.batch.queue_enqueue
+"""
+
+EXAMPLES = r"""
+- name: Define a jobset
+  sagequeue.batch.queue_jobset:
+    name: rook_r3
+    definition:
+      script: rank_boundary_sat_v18.sage
+      args: --graph rook --rank 3 --resume --stop_file {gate_file}
+      stride: 8
+      workers: 8
+"""
+
+RETURN = r"""
+definition:
+  description: The definition with everything filled in, without the values of environment variables.
+  returned: when O(state=present)
+  type: dict
+path:
+  description: The definition's file.
+  returned: success
+  type: str
+"""
+
+import json
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, probe
+
+
+def without_secrets(text: str) -> str:
+    """Return a definition file's text with the values of environment variables left out."""
+    if not text:
+        return text
+    try:
+        definition = json.loads(text)
+        definition["environment"] = {name: "(not shown)" for name in definition["environment"]}
+    except (ValueError, KeyError, TypeError):
+        return "(not a definition)\n"
+    return json.dumps(definition, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def define(options: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Write a definition and make the queue's folders; return the module's result."""
+    wanted = jobset.Jobset(options["name"], options["definition"], options["defaults"])
+    layout = Layout(options["root"], wanted.name)
+    probe(layout.base)
+    before, after = jobset.current_text(layout.root, wanted.name), jobset.stored_text(wanted)
+    changed = before != after or bool(layout.missing())
+    if changed and not check:
+        layout.create()
+        jobset.store(layout, wanted)
+    shown = without_secrets(after)
+    difference = {"before": without_secrets(before), "after": shown}
+    if changed and before and difference["before"] == shown:
+        difference["after"] += "(the value of an environment variable, or a missing folder, has changed)\n"
+    return {"changed": changed, "definition": json.loads(shown), "diff": difference}
+
+
+def forget(options: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Remove a definition; return the module's result."""
+    before = jobset.current_text(options["root"], options["name"])
+    if before and not check:
+        jobset.forget(options["root"], options["name"])
+    return {"changed": bool(before), "diff": {"before": without_secrets(before), "after": ""}}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "definition": {"type": "dict"},
+            "defaults": {
+                "type": "dict",
+                "default": {},
+                "options": {
+                    "home": {"type": "path"},
+                    "runner": {"type": "str"},
+                    "supervisor": {"type": "str"},
+                    "sage_command": {"type": "list", "elements": "str"},
+                    "image": {"type": "str"},
+                },
+            },
+            "root": {"type": "path", "default": "~/sagequeue"},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        },
+        required_if=[("state", "present", ["definition"])],
+        supports_check_mode=True,
+    )
+    try:
+        result = (define if module.params["state"] == "present" else forget)(module.params, module.check_mode)
+    except (QueueError, OSError) as exc:
+        module.fail_json(msg=str(exc))
+    module.exit_json(path=jobset.path_of(module.params["root"], module.params["name"]), **result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+#!/usr/bin/python
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: queue_program
+short_description: Put the program sagequeue on a host
+version_added: 0.1.0
+description:
+  - Writes the queue's library, zipped, as one program file that the host's own Python runs.
+  - The file is replaced by a rename. A worker that runs notices it after its current job and starts anew.
+author:
+  - the sagequeue.batch authors (@sagequeue)
+attributes:
+  check_mode:
+    description: Says whether the program would be replaced.
+    support: full
+  diff_mode:
+    description: Shows the versions before and after.
+    support: full
+  idempotent:
+    description: A second run changes nothing, as the file is the same byte by byte.
+    support: full
+options:
+  path:
+    description: The program's file. Its folder must exist.
+    type: path
+    required: true
+  python:
+    description: The Python that runs it.
+    type: path
+    default: /usr/bin/python3
+notes:
+  - Run it as the batch user, who then owns the program.
+"""
+
+EXAMPLES = r"""
+- name: Put the program on the host
+  sagequeue.batch.queue_program:
+    path: /home/anna/sagequeue/bin/sagequeue
+"""
+
+RETURN = r"""
+version:
+  description: The program's version.
+  returned: success
+  type: str
+"""
+
+import io
+import os
+import pkgutil
+import zipfile
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.sagequeue.batch.plugins.module_utils import dirqueue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import cli
+
+_START = "import sys\n\nfrom dirqueue.cli import main\n\nsys.exit(main(program=sys.argv[0]))\n"
+
+
+def packed(python: str) -> bytes:
+    """Return the program: the library that came along with this module, zipped, the same bytes each time."""
+    names = sorted(found.name for found in pkgutil.walk_packages(dirqueue.__path__, dirqueue.__name__ + "."))
+    files = {"__main__.py": _START.encode()}
+    for name in [dirqueue.__name__, *names]:
+        module = __import__(name, fromlist=["_"])
+        loader = module.__spec__.loader
+        inner = "dirqueue" + name[len(dirqueue.__name__) :].replace(".", "/")
+        inner += "/__init__.py" if hasattr(module, "__path__") else ".py"
+        files[inner] = loader.get_data(loader.get_filename(name))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for inner, source in sorted(files.items()):
+            entry = zipfile.ZipInfo(inner, (1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, source)
+    return b"#!" + os.fsencode(python) + b"\n" + buffer.getvalue()
+
+
+def version_of(module: AnsibleModule, path: str) -> str:
+    """Return what the program that is there says of its version, empty where there is none."""
+    if not os.path.exists(path):
+        return ""
+    return module.run_command([path, "--version"])[1].strip() or "sagequeue (unknown)"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "python": {"type": "path", "default": "/usr/bin/python3"},
+        },
+        supports_check_mode=True,
+    )
+    path = module.params["path"]
+    wanted = packed(module.params["python"])
+    try:
+        with open(path, "rb") as file:
+            current = file.read()
+    except FileNotFoundError:
+        current = b""
+    changed = current != wanted or os.stat(path).st_mode & 0o777 != 0o755
+    diff = {"before": version_of(module, path) + "\n", "after": f"sagequeue {cli.__version__}\n"}
+    if changed and diff["before"] == diff["after"]:
+        diff["after"] = f"sagequeue {cli.__version__} (other contents)\n"
+    if changed and not module.check_mode:
+        temporary = f"{path}.{os.getpid()}.new"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(wanted)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o755)
+            os.rename(temporary, path)
+        except OSError as exc:
+            module.fail_json(msg=f"can't write the program {path}: {exc.strerror}")
+    module.exit_json(changed=changed, version=cli.__version__, diff=diff)
+
+
+if __name__ == "__main__":
+    main()
