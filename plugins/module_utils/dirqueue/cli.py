@@ -57,7 +57,7 @@ def _recover(options: argparse.Namespace) -> int:
                 _say(str(exc))
         if not options.every:
             return 0
-        time.sleep(definition.recover_every)
+        time.sleep(options.every)
 
 
 def _progress(options: argparse.Namespace) -> int:
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("recover", help="bring the jobs of dead workers back to pending")
     command.add_argument("jobset")
-    command.add_argument("--every", action="store_true", help="again and again, as often as the jobset says")
+    command.add_argument("--every", type=float, default=0, metavar="SECONDS", help="again and again (once)")
     command.set_defaults(call=_recover)
 
     command = commands.add_parser("progress", help="say how far jobsets are")
