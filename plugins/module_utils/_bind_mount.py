@@ -17,7 +17,6 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import Optional
 
 from . import _posix_acl as posix_acl
 from ._posix_acl import Acl
@@ -51,7 +50,7 @@ def parse_id_map(text: str) -> list[Extent]:
     return extents
 
 
-def host_id(extents: list[Extent], inside: int) -> Optional[int]:
+def host_id(extents: list[Extent], inside: int) -> int | None:
     for extent in extents:
         if extent.inside <= inside < extent.inside + extent.count:
             return extent.outside + inside - extent.inside
@@ -64,7 +63,7 @@ class Sharing:
 
     uid: int
     gid: int
-    container_id: Optional[int] = None
+    container_id: int | None = None
     extents: tuple[Extent, ...] = ()
 
     def owns(self, uid: int) -> bool:
@@ -104,7 +103,7 @@ class State:
     gid: int
     setgid: bool
     acl: Acl
-    default: Optional[Acl] = None
+    default: Acl | None = None
 
     def __str__(self) -> str:
         text = f"{self.uid}:{self.gid} {self.acl}{' setgid' if self.setgid else ''}"
@@ -199,7 +198,7 @@ def _change(path: str, now: State, wanted: State, sharing: Sharing) -> None:
 
 
 class Walk:
-    def __init__(self, sharing: Sharing, storage: Optional[str], check: bool) -> None:
+    def __init__(self, sharing: Sharing, storage: str | None, check: bool) -> None:
         self.sharing = sharing
         self.storage = os.path.realpath(storage) if storage else None
         self.check = check
@@ -261,7 +260,7 @@ class Walk:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         except OSError as exc:
             if exc.errno not in _VANISHED:
-                self.report.skip(path, exc.strerror)
+                self.report.skip(path, str(exc.strerror))
             return False
         try:
             info = os.fstat(fd)
@@ -281,7 +280,7 @@ class Walk:
             self._one(fd, path, info, top=False)
             return folder
         except OSError as exc:
-            self.report.skip(path, exc.strerror)
+            self.report.skip(path, str(exc.strerror))
             return False
         finally:
             os.close(fd)
@@ -308,7 +307,7 @@ class Walk:
         self.report.change(path, str(now), str(wanted))
 
 
-def _open_real(path: str) -> Optional[int]:
+def _open_real(path: str) -> int | None:
     """Open a path of real folders, refusing a link that somebody puts into it meanwhile. None where it does not exist."""
     fd = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in path.strip("/").split("/"):

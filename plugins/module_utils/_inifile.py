@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 _SECTION = re.compile(r"^\s*\[\s*(?P<name>[^\]]*?)\s*\]")
 _KEY = re.compile(r"^(?P<lead>\s*(?P<key>[^\s=\[#;][^=]*?)\s*=[ \t]*)(?P<rest>.*)$")
@@ -91,7 +91,7 @@ def _same(old: str, setting: Setting) -> bool:
     return setting.rule == "keep" and bool(old)
 
 
-def _find(lines: list[str], setting: Setting) -> tuple[Optional[int], list[int]]:
+def _find(lines: list[str], setting: Setting) -> tuple[int | None, list[int]]:
     """Where a new line belongs (None: no such section), and the lines that hold the key."""
     place = None
     found = []

@@ -15,7 +15,6 @@ import errno
 import os
 import struct
 from dataclasses import dataclass, field
-from typing import Optional
 
 ACCESS = "system.posix_acl_access"
 DEFAULT = "system.posix_acl_default"
@@ -33,7 +32,7 @@ class Acl:
     other: int
     users: dict[int, int] = field(default_factory=dict)
     groups: dict[int, int] = field(default_factory=dict)
-    mask: Optional[int] = None
+    mask: int | None = None
 
     @classmethod
     def from_mode(cls, mode: int) -> Acl:
@@ -88,7 +87,7 @@ def _text(rights: int) -> str:
     return "".join(letter if rights & bit else "-" for letter, bit in (("r", 4), ("w", 2), ("x", 1)))
 
 
-def read(path: str, kind: str) -> Optional[Acl]:
+def read(path: str, kind: str) -> Acl | None:
     """The ACL, or None where there is none beyond the mode."""
     try:
         return Acl.unpack(os.getxattr(path, kind))

@@ -1,5 +1,3 @@
-#!/usr/bin/python
-
 # Copyright: sagequeue contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -112,6 +110,12 @@ def read(module, path):
         module.fail_json(msg=f"Cannot read {path}: {exc.strerror}.")
 
 
+def shown(data):
+    """The text as a person wants to see it in a diff."""
+    text, codec, bom = decode(data)
+    return text if codec.startswith("utf-16") else data[len(bom):].decode("utf-8", "replace")
+
+
 def write(module, path, data):
     """The whole file or nothing: the new text goes beside the old one and is renamed over it."""
     handle, temporary = tempfile.mkstemp(dir=module.tmpdir)
@@ -153,8 +157,8 @@ def main():
         diff = {
             "before_header": path,
             "after_header": path,
-            "before": decode(before)[0],
-            "after": decode(after)[0],
+            "before": shown(before),
+            "after": shown(after),
         }
     except IniError as exc:
         module.fail_json(msg=f"Cannot merge settings into {path}: {exc}. Repair or remove the file, then run again.")

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+USER = "lingerer"
+
+
+@pytest.fixture
+def user(host):
+    host.sh(f"id {USER} >/dev/null 2>&1 || useradd -m {USER}")
+    yield USER
+    host.sh(f"loginctl disable-linger {USER}; loginctl terminate-user {USER} || true; sleep 1; pkill -KILL -u {USER} || true; userdel -rf {USER}")
+
+
+def test_the_manager_answers_and_a_second_run_changes_nothing(host, user):
+    told = host.play("linger", linger_user=user, check=True)
+    assert (told.rc, told.changed) == (0, ["Enable linger for the user", "Start the user's manager"])
+    assert host.exec("test", "-e", f"/var/lib/systemd/linger/{user}", check=False).returncode
+
+    first = host.play("linger", linger_user=user)
+    # Enabling linger starts the manager, too: who is first is a race.
+    assert first.rc == 0
+    assert first.changed[0] == "Enable linger for the user"
+    uid = host.sh(f"id -u {user}").strip()
+    bus = f"XDG_RUNTIME_DIR=/run/user/{uid}"
+    assert host.exec("runuser", "-u", user, "--", "env", bus, "systemctl", "--user", "is-system-running").stdout == "running\n"
+
+    for check in (True, False):
+        again = host.play("linger", linger_user=user, check=check)
+        assert (again.rc, again.changed) == (0, [])
+
+
+def test_a_missing_user_is_named(host):
+    play = host.play("linger", linger_user="nobody-here")
+    assert play.rc != 0
+    assert "nobody-here does not exist" in play.errors[0]
+    told = host.play("linger", linger_user="nobody-here", check=True)
+    assert (told.rc, told.changed) == (0, ["Say what waits for the user"])
+
+
+def test_without_systemd_it_says_what_to_do(bare_container):
+    play = bare_container.play("linger", linger_user="root")
+    assert play.rc != 0
+    assert "supervisord" in play.errors[0]
+
+
+def test_a_bus_that_is_missing_is_told(host, user):
+    uid = host.sh(f"id -u {user}").strip()
+    host.play("linger", linger_user=user)
+    host.exec("runuser", "-u", user, "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}", "systemctl", "--user", "mask", "--now", "dbus.socket", "dbus.service")
+    play = host.play("linger", linger_user=user, linger_timeout=4)
+    assert play.rc != 0
+    assert "dbus-user-session" in play.errors[-1]
