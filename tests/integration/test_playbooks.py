@@ -1,0 +1,216 @@
+# MIT licence, see LICENSE.
+"""Every operator command, done, repeated, and in check mode. The tests build on each other, in this order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def house(empty: Any) -> Any:
+    """A house after setup."""
+    assert empty.play("setup", "--check", "--diff").rc == 0
+    assert not empty.root.exists()
+    first = empty.play("setup")
+    assert first.rc == 0, first.failures
+    assert first.changed
+    return empty
+
+
+def test_setup_changes_nothing_the_second_time(house: Any) -> None:
+    for options in ([], ["--check", "--diff"]):
+        again = house.play("setup", *options)
+        assert again.rc == 0, again.failures
+        assert again.changed == []
+    assert "next: ansible-playbook playbooks/enqueue.yml" in again.said()
+    assert set(house.programs().values()) == {"STOPPED"}
+
+
+def test_an_unknown_jobset_is_refused_with_the_nearest(house: Any) -> None:
+    result = house.play("start", jobset="quik")
+    assert result.rc != 0
+    assert "jobset quik is not defined; defined are quick, other. Did you mean quick?" in result.failures[0]
+
+
+def test_a_jobset_must_be_named(house: Any) -> None:
+    result = house.play("start")
+    assert result.rc != 0
+    assert "Name a jobset: -e jobset=NAME; defined are quick, other" in result.failures[0]
+
+
+def test_bad_offsets_enqueue_nothing(house: Any) -> None:
+    result = house.play("enqueue", jobset="quick", offsets="1,9")
+    assert result.rc != 0
+    assert "9" in result.failures[0]
+    assert house.jobs("pending") == []
+
+
+def test_enqueue_runs_the_jobs(house: Any) -> None:
+    predicted = house.play("enqueue", "--check", jobset="quick")
+    assert predicted.rc == 0, predicted.failures
+    assert house.jobs("pending") == []
+    result = house.play("enqueue", jobset="quick")
+    assert result.rc == 0, result.failures
+    assert [job["name"] for job in result.result("Put the jobs into the queue")["jobs"]] == [f"quick_off{k}" for k in range(4)]
+    house.wait("done", 4)
+    assert {name for name, state in house.programs().items() if state == "RUNNING"} == {"quick-1", "quick-2", "recover@quick"}
+
+
+def test_enqueue_leaves_alone_what_is_there(house: Any) -> None:
+    result = house.play("enqueue", jobset="quick")
+    assert result.changed == []
+    assert "quick_off0" in result.said()
+    forced = house.play("enqueue", jobset="quick", offsets="3", force=True)
+    assert forced.result("Put the jobs into the queue")["counts"]
+    house.wait("done", 4)
+
+
+def test_enqueue_takes_a_list_of_jobs(house: Any) -> None:
+    jobs = house.folder / "jobs.txt"
+    jobs.write_text("# named by hand\nby_hand NOTE='two words' OFFSET=2\n")
+    assert house.play("enqueue", "--check", jobset="quick", jobs_file=str(jobs)).rc == 0
+    result = house.play("enqueue", jobset="quick", jobs_file=str(jobs))
+    assert result.rc == 0, result.failures
+    house.wait("done", 5)
+    assert (house.root / "var/quick/log/by_hand.log").exists()
+
+
+def test_progress_status_logs_journal_and_diag_tell(house: Any) -> None:
+    assert "5" in house.play("progress", jobset="quick").said()
+    status = house.play("status").said()
+    assert "quick-1" in status and "other-1" in status
+    assert "part 1" in house.play("logs", jobset="quick", job="quick_off1", lines=5).said()
+    assert "quick" in house.play("journal", jobset="quick").said()
+    diag = house.play("diag")
+    assert diag.rc == 0, diag.failures
+    (report,) = (house.root / "diag").iterdir()
+    assert str(report) in diag.said()
+    assert "== uname -a" in report.read_text().replace("timeout 30 ", "")
+
+
+def test_failed_jobs_are_retried(house: Any) -> None:
+    (house.work / "fails").write_text("1")
+    house.play("enqueue", jobset="quick", offsets="1", force=True)
+    house.wait("failed", 1)
+    (house.work / "fails").unlink()
+    assert house.play("retry_failed", "--check", jobset="quick").changed == ["Put a jobset's failed jobs back to pending"]
+    assert house.jobs("failed") == ["quick_off1"]
+    house.play("retry_failed", jobset="quick")
+    house.wait("done", 5)
+    assert house.play("retry_failed", jobset="quick").changed == []
+
+
+def test_a_stop_is_requested_and_cleared(house: Any) -> None:
+    assert house.play("request_stop", jobset="quick").changed
+    assert house.play("request_stop", jobset="quick").changed == []
+    house.play("enqueue", jobset="quick", offsets="0,1", force=True)
+    assert house.jobs("pending") == ["quick_off0", "quick_off1"]
+    assert house.play("clear_stop", jobset="quick").changed
+    assert house.play("clear_stop", jobset="quick").changed == []
+    house.wait("done", 5)
+
+
+def test_a_stop_gives_jobs_back_and_a_start_goes_on(house: Any) -> None:
+    (house.work / "hold").touch()
+    house.play("enqueue", jobset="quick", force=True)
+    house.wait("running", 2)
+    assert house.play("stop", "--check", jobset="quick").rc == 0
+    assert len(house.jobs("running")) == 2
+    assert house.play("stop", jobset="quick").changed
+    assert house.play("stop", jobset="quick").changed == []
+    assert house.jobs("running") == []
+    assert len(house.jobs("pending")) == 4
+    assert house.play("start", jobset="quick").changed
+    assert house.play("start", jobset="quick").changed == []
+    house.wait("running", 2)
+    assert house.play("restart", jobset="quick").changed
+    house.wait("running", 2)
+
+
+def test_more_and_fewer_workers_leave_the_others_alone(house: Any) -> None:
+    kept = (house.root / "var/quick/queue/running").glob("*.owner")
+    before = {path.name: path.read_text() for path in kept}
+    house.jobsets["quick"]["workers"] = 3
+    house.write()
+    assert house.play("setup").rc == 0
+    house.wait("running", 3)
+    house.jobsets["quick"]["workers"] = 2
+    house.write()
+    assert house.play("setup").rc == 0
+    house.wait("running", 2)
+    assert "quick-3" not in house.programs()
+    assert {path.name: path.read_text() for path in (house.root / "var/quick/queue/running").glob("*.owner")} == before
+    assert house.play("setup").changed == []
+
+
+def test_orphans_are_requeued(house: Any) -> None:
+    house.play("disable", jobset="quick")
+    pid = int((house.root / "run/supervisord.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and f"{house.root}/bin/sagequeue" in open(f"/proc/{entry}/cmdline").read():
+            os.kill(int(entry), signal.SIGKILL)
+    assert len(house.jobs("running")) == 2
+    result = house.play("requeue_running", jobset="quick")
+    assert result.rc == 0, result.failures
+    assert house.jobs("running") == []
+    assert house.play("requeue_running", jobset="quick").changed == []
+
+
+def test_what_is_enabled_comes_back_with_setup(house: Any) -> None:
+    assert house.play("enable", jobset="quick").changed
+    assert house.play("enable", jobset="quick").changed == []
+    assert house.play("setup").rc == 0
+    house.wait("running", 2)
+    (house.work / "hold").unlink()
+    house.wait("done", 5)
+
+
+def test_a_solved_jobset_says_by_which_job(house: Any) -> None:
+    (house.work / "finds").write_text("2")
+    house.play("enqueue", jobset="quick", offsets="2", force=True)
+    house.wait("done", 5)
+    said = house.play("progress", jobset="quick").said()
+    assert "solved" in said and "quick_off2" in said and "quick_off2.log" in said
+
+
+def test_a_queue_is_purged_only_when_confirmed(house: Any) -> None:
+    assert house.play("purge_queue", jobset="quick").rc != 0
+    assert house.play("purge_queue", jobset="quick", confirm="other").rc != 0
+    assert len(house.jobs("done")) == 5
+    assert house.play("purge_queue", "--check", jobset="quick", confirm="quick").changed
+    assert len(house.jobs("done")) == 5
+    assert house.play("purge_queue", jobset="quick", confirm="quick").changed
+    assert house.jobs("done") == []
+    assert (house.root / "var/quick/log/quick_off1.log").exists()
+    assert house.play("purge_queue", jobset="quick", confirm="quick").changed == []
+
+
+def test_what_left_the_inventory_is_pruned_only_when_asked(house: Any) -> None:
+    del house.jobsets["other"]
+    house.write()
+    result = house.play("setup")
+    assert "other" in result.result("Say which are left")["msg"]
+    assert "other-1" in house.programs()
+    assert house.play("setup", queue_workers_prune=True).rc == 0
+    assert "other-1" not in house.programs()
+    assert not (house.root / "etc/jobsets/other.json").exists()
+
+
+def test_teardown_leaves_what_jobs_made(house: Any) -> None:
+    assert house.play("teardown", "--check").rc == 0
+    assert (house.root / "bin/sagequeue").exists()
+    result = house.play("teardown")
+    assert result.rc == 0, result.failures
+    assert not (house.root / "bin").exists()
+    assert not (house.root / "supervisor").exists()
+    assert (house.root / "var/quick/log/quick_off1.log").exists()
+    assert (house.work / "part.sh").exists()
+    assert house.play("teardown").changed == []
+    assert house.play("teardown", jobset="quick", remove_queue=True).rc != 0
+    assert house.play("teardown", jobset="quick", remove_queue=True, confirm="quick", remove_logs=True).rc == 0
+    assert not (house.root / "var/quick/log").exists()
