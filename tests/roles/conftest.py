@@ -140,7 +140,7 @@ def host(tmp_path_factory):
 def bare_container(tmp_path_factory):
     name = f"c-{os.getpid()}-no-systemd"
     image = subprocess.run([HOST, "image"], capture_output=True, text=True, check=True).stdout.split()[-1]
-    limits = ["--ulimit=nproc=20000:20000", "--ulimit=nofile=20000:20000"]
+    limits = ["--privileged", "--ulimit=nproc=20000:20000", "--ulimit=nofile=20000:20000"]
     subprocess.run([HOST, "podman", "run", "-d", "--name", name, *limits, image, "sleep", "infinity"], check=True, capture_output=True)
     yield Container(name, tmp_path_factory.mktemp("play"))
     subprocess.run([HOST, "podman", "rm", "-f", "-t", "0", name], check=False, capture_output=True)
