@@ -1,0 +1,17 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import sage_host
+
+
+@pytest.fixture(scope="session")
+def container_host(request, tmp_path_factory):
+    for host in sage_host.make(request, tmp_path_factory, "d-sage"):
+        assert host.play("linger").rc == 0
+        sage_host.give_base(host)
+        built = host.build()
+        assert built.rc == 0, built.errors
+        yield host
