@@ -66,8 +66,7 @@ class House:
         self.work.mkdir()
         (self.work / "part.sh").write_text(SCRIPT)
         (folder / "inventory" / "group_vars" / "all").mkdir(parents=True)
-        hosts = {"sagequeue": {"hosts": {"localhost": {"ansible_connection": "local"}}}}
-        (folder / "inventory" / "hosts.yml").write_text(yaml.safe_dump(hosts))
+        shutil.copy(REPOSITORY / "inventories/local/hosts.yml", folder / "inventory")
         common = {
             "script": "part.sh",
             "command": ["/bin/sh"],

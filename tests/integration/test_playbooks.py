@@ -13,7 +13,8 @@ import pytest
 @pytest.fixture(scope="session")
 def house(empty: Any) -> Any:
     """A house after setup."""
-    assert empty.play("setup", "--check", "--diff").rc == 0
+    predicted = empty.play("setup", "--check", "--diff")
+    assert predicted.rc == 0, predicted.failures
     assert not empty.root.exists()
     first = empty.play("setup")
     assert first.rc == 0, first.failures
