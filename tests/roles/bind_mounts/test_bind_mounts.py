@@ -24,7 +24,7 @@ LIBRARY = Path(__file__).resolve().parents[3] / "plugins" / "module_utils"
 IMAGE = r"""
 tools="/usr/bin/dash /usr/bin/cat /usr/bin/mktemp /usr/bin/mkdir /usr/bin/rm /usr/bin/chmod /usr/bin/stat"
 libraries=$(ldd $tools | grep -o '/[^ :]* (' | tr -d '(' | sort -u)
-cd /tmp; rm -rf image; mkdir -p image/bin image/tmp image/home/sage/notebooks
+cd; mkdir -p image/bin image/tmp image/home/sage/notebooks
 cp $tools image/bin/; ln -s dash image/bin/sh; chmod 1777 image/tmp
 for library in $libraries; do mkdir -p image$(dirname $library); cp -L $library image$library; done
 tar -C image -c . | podman import --change USER=1000:1000 --change ENV=PATH=/bin - localhost/tiny
@@ -150,7 +150,8 @@ def test_ten_thousand_files_change_once(host, user, userns):
 
 def test_files_that_come_and_go_do_no_harm(host, user):
     play(host)
-    as_user(host, "mkdir -p busy; (end=$(($(date +%s) + 12)); while [ $(date +%s) -lt $end ]; do rm -rf busy/*; mkdir busy/x; touch busy/x/a busy/b; done) >/dev/null 2>&1 &")
+    busy = "while [ $(date +%s) -lt $end ]; do rm -rf busy/*; mkdir busy/x; touch busy/x/a busy/b; done"
+    as_user(host, f"mkdir -p busy; end=$(($(date +%s) + 12)); ({busy}) >/dev/null 2>&1 &")
     for userns in (MAPPED, KEEP_ID):
         assert play(host, userns).rc == 0
 

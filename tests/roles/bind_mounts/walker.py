@@ -19,17 +19,19 @@ def walk(folder, user, userns, id_map):
 
 def access(folder, uid, gid):
     """Everything that this user may read and write; the groups of root are dropped."""
+    # A container sees the folder as a mount, not through the user's home.
+    os.chdir(folder)
     os.setgroups([])
     os.setgid(int(gid))
     os.setuid(int(uid))
     found = []
-    for root, _folders, files in os.walk(folder):
+    for root, _folders, files in os.walk("."):
         if os.access(root, os.R_OK | os.W_OK | os.X_OK):
-            found.append(root)
+            found.append(os.path.normpath(os.path.join(folder, root)))
         for name in files:
             path = os.path.join(root, name)
             if os.access(path, os.R_OK | os.W_OK):
-                found.append(path)
+                found.append(os.path.normpath(os.path.join(folder, path)))
     print(json.dumps(sorted(found)))
 
 
