@@ -51,7 +51,7 @@ def play(host, userns=KEEP_ID, **more):
 
 def remove_user(host):
     host.sh(
-        f"loginctl terminate-user {USER} 2>/dev/null || true; pkill -KILL -u {USER} || true; sleep 1;"
+        f"loginctl disable-linger {USER} 2>/dev/null || true; loginctl terminate-user {USER} 2>/dev/null || true; pkill -KILL -u {USER} || true; sleep 1;"
         f"userdel -f {USER} 2>/dev/null || true; rm -rf {HOME}; sed -i '/^{USER}:/d' /etc/subuid /etc/subgid"
     )
 
@@ -60,6 +60,7 @@ def remove_user(host):
 def user(host):
     remove_user(host)
     host.sh(f"useradd -m -s /bin/bash {USER}; printf '[containers]\\npids_limit = 0\\n' > /etc/containers/containers.conf")
+    host.sh(f"loginctl enable-linger {USER}; systemctl start user@$(id -u {USER}).service")
     host.exec("sh", "-euc", IMAGE, user=USER)
     yield USER
     remove_user(host)
@@ -234,6 +235,14 @@ def test_a_user_without_ids_gets_a_range_of_its_own(host, user):
         assert as_user(host, "cat a") == "box\n"
     finally:
         host.sh("sed -i /^other:/d /etc/subuid /etc/subgid")
+
+
+def test_a_user_without_a_session_gets_one_that_stays(host, user):
+    host.sh(f"loginctl disable-linger {USER}; systemctl stop user@$(id -u {USER}).service user-runtime-dir@$(id -u {USER}).service")
+    first = play(host)
+    assert first.rc == 0
+    assert "Enable linger for the user" in first.changed
+    assert play(host).changed == []
 
 
 def test_podmans_storage_does_not_inherit_the_acls(host, user):
