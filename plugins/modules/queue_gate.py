@@ -72,7 +72,6 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 
@@ -84,10 +83,12 @@ def turn(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     changed = queue.close_gate(module.params["by"], module.check_mode) if close else queue.open_gate(module.check_mode)
     after = queue.gate()
     words = {True: "closed", False: "open"}
+    verb = "would be" if module.check_mode and changed else "is"
+    text = f": {after.text}" if close and after.text else "."
     return {
         "changed": changed,
-        "gate": {"closed": after.closed, "text": after.text, "file": queue.jobset.gate},
-        "msg": f"The gate of jobset {queue.jobset.name} is {words[after.closed]}" + (f": {after.text}" if after.text else "."),
+        "gate": {"closed": close, "text": after.text if close else "", "file": queue.jobset.gate},
+        "msg": f"The gate of jobset {queue.jobset.name} {verb} {module.params['state']}{text}",
         "diff": {"before": f"gate: {words[before.closed]}\n", "after": f"gate: {module.params['state']}\n"},
     }
 

@@ -136,7 +136,6 @@ text:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import progress
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue

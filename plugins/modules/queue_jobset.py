@@ -97,7 +97,6 @@ import json
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, probe

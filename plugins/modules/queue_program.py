@@ -56,7 +56,6 @@ import pkgutil
 import zipfile
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.sagequeue.batch.plugins.module_utils import dirqueue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import cli
 

@@ -11,7 +11,8 @@ short_description: Delete jobs of a jobset
 version_added: 0.1.0
 description:
   - Deletes job files, the only thing in the collection that does, and says which.
-  - A running job whose owner lives is left alone and reported. Notebooks and state files are never touched.
+  - A running job whose owner lives is left alone and reported; orphans are recovered first, and then removed.
+  - Notebooks and state files are never touched.
 author:
   - the sagequeue.batch authors (@sagequeue)
 extends_documentation_fragment:
@@ -86,11 +87,12 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
 
 
 def remove(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
@@ -99,6 +101,9 @@ def remove(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     name = queue.jobset.name
     if options["jobs"] is None and options["confirm"] != name:
         raise QueueError(f"removing all jobs of jobset {name} needs confirm={name}; nothing was removed")
+    if "running" in options["states"] and not module.check_mode:
+        # Orphans can be removed once what they left running has been ended.
+        recover(queue, make(queue.layout, queue.jobset))
     changes = queue.remove(options["jobs"], options["states"], options["logs"], module.check_mode)
     return report(changes, "removed")
 

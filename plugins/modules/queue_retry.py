@@ -68,7 +68,6 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 

@@ -157,3 +157,6 @@ def main(arguments: Optional[list[str]] = None, program: str = "") -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return 0
+    except OSError as exc:
+        sys.stderr.write(f"sagequeue: {exc}\n")
+        return 1

@@ -16,6 +16,9 @@ from .errors import MalformedJob, QueueError
 
 SUFFIX = ".env"
 MAX_BYTES = 64 * 1024
+# Of these, what is left for the keys that the queue writes; and how long one of its texts may be.
+_RESERVED = 8 * 1024
+_LONGEST = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*\Z")
@@ -29,16 +32,20 @@ RESULT_KEYS = (
 QUEUE_KEYS = ("ENQUEUED_AT", "PRIORITY")
 
 
+def is_name(name: str) -> bool:
+    """Tell whether a text can be the name of a job or of a jobset."""
+    return _NAME.match(name) is not None
+
+
 def check_name(name: str) -> str:
     """Return the name of a job or of a jobset.
 
     Raises:
         QueueError: the name could not be a file's name in a queue.
     """
-    if not isinstance(name, str) or not _NAME.match(name):
+    if not isinstance(name, str) or not is_name(name):
         raise QueueError(
-            f"{name!r} can't be a name: 1 to 200 letters, digits, dots, dashes and underscores, "
-            "the first one a letter or a digit"
+            f"{name!r} can't be a name: 1 to 200 letters, digits, dots, dashes and underscores, the first one a letter or a digit"
         )
     return name
 
@@ -124,8 +131,23 @@ def check_own_values(values: dict[str, str]) -> dict[str, str]:
     priority = values.get("PRIORITY", "0")
     if not re.match(r"-?[0-9]{1,3}\Z", priority) or abs(int(priority)) > 100:
         raise MalformedJob(f"PRIORITY={priority} is not a whole number from -100 to 100")
-    render(values)
+    check_room(values)
     return values
+
+
+def check_room(values: dict[str, str]) -> None:
+    """See to it that what the queue will write has room beside a job's own values.
+
+    Raises:
+        MalformedJob: it has not.
+    """
+    if len(render(before_attempt(values))) > MAX_BYTES - _RESERVED:
+        raise MalformedJob(f"larger than {MAX_BYTES - _RESERVED} bytes")
+
+
+def tidy(result: dict[str, str]) -> dict[str, str]:
+    """Return what the queue is about to write with each text on one line and not too long."""
+    return {key: " ".join(value.replace("\0", " ").split("\n"))[:_LONGEST] for key, value in result.items()}
 
 
 def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

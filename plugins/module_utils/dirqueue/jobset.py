@@ -120,9 +120,7 @@ class Jobset:
             raise QueueError(f"jobset {name}: its definition is not a mapping of keys to values")
         for key in definition:
             if key not in KEYS:
-                raise QueueError(
-                    f"jobset {name}: unknown key {key!r}{nearest(str(key), list(KEYS))} (keys are {', '.join(KEYS)})"
-                )
+                raise QueueError(f"jobset {name}: unknown key {key!r}{nearest(str(key), list(KEYS))} (keys are {', '.join(KEYS)})")
         if not definition.get("script"):
             raise QueueError(f"jobset {name}: the key 'script' is missing: name the program's file, relative to workdir")
         host = {**_HOST, **{key: value for key, value in (defaults or {}).items() if value is not None}}
@@ -158,16 +156,20 @@ class Jobset:
             return str(value).lower() in ("true", "yes")
         if check == "words":
             try:
-                words = shlex.split(value) if isinstance(value, str) else [str(word) for word in value]
-            except (TypeError, ValueError) as exc:
-                raise QueueError(f"{where} is {value!r}; it must be a list of words or one line ({exc})") from exc
-            return words
+                words = shlex.split(value) if isinstance(value, str) else value
+            except ValueError as exc:
+                raise QueueError(f"{where} is {value!r}; it can't be split into words ({exc})") from exc
+            if not isinstance(words, list) or any("\0" in str(word) for word in words):
+                raise QueueError(f"{where} is {value!r}; it must be a list of words or one line")
+            return [str(word) for word in words]
         if check == "mapping":
             if not isinstance(value, dict):
                 raise QueueError(f"{where} is {value!r}; it must be a mapping of names to values")
-            for name in value:
+            for name, text in value.items():
                 if not _ENVIRONMENT_NAME.match(str(name)):
                     raise QueueError(f"{where} has {name!r}, which can't be an environment variable's name")
+                if "\0" in str(text):
+                    raise QueueError(f"{where}: the value of {name} has a NUL byte")
             return {str(name): str(text) for name, text in value.items()}
         if not isinstance(value, str) or "\0" in value or "\n" in value:
             raise QueueError(f"{where} is {value!r}; it must be one line of text")
@@ -214,9 +216,7 @@ class Jobset:
         chosen = list(range(self.stride)) if offsets is None else offsets
         for offset in chosen:
             if not 0 <= offset < self.stride:
-                raise QueueError(
-                    f"jobset {self.name}: offset {offset} is outside the stride; offsets go from 0 to {self.stride - 1}"
-                )
+                raise QueueError(f"jobset {self.name}: offset {offset} is outside the stride; offsets go from 0 to {self.stride - 1}")
         return [(self.job_name(offset), {"OFFSET": str(offset)}) for offset in chosen]
 
     def placeholders(self, job: str, values: dict[str, str]) -> dict[str, str]:
@@ -231,7 +231,9 @@ class Jobset:
             MalformedJob: OFFSET is outside the stride, or an argument asks for a key that the job lacks.
         """
         names = self.placeholders(job, values)
-        words = [*self.command, self.script, *(fill(word, names) for word in self.args)]
+        # A bare name without a command would be looked for in PATH.
+        script = self.script if self.command or "/" in self.script else f"./{self.script}"
+        words = [*self.command, script, *(fill(word, names) for word in self.args)]
         if "OFFSET" in values:
             if not re.match(r"[0-9]{1,9}\Z", values["OFFSET"]) or int(values["OFFSET"]) >= self.stride:
                 raise MalformedJob(f"OFFSET={values['OFFSET']} is outside the stride {self.stride}")
@@ -249,6 +251,7 @@ class Jobset:
 
 def path_of(root: str, name: str) -> str:
     """Return where a jobset's definition is kept."""
+    check_name(name)
     return os.path.join(os.path.abspath(os.path.expanduser(root)), "etc", "jobsets", f"{name}.json")
 
 
@@ -267,7 +270,6 @@ def load(root: str, name: str) -> Jobset:
     Raises:
         QueueError: it is not defined here, or can't be read; names those that are defined.
     """
-    check_name(name)
     try:
         with open(path_of(root, name), encoding="utf-8") as file:
             definition = json.load(file)

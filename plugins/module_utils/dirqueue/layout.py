@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 
 from .errors import QueueError
 
@@ -93,7 +94,7 @@ def mount_of(path: str, mountinfo: str = "/proc/self/mountinfo") -> tuple[str, s
     with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             left, _, right = line.partition(" - ")
-            point = left.split()[4].encode("latin-1", "replace").decode("unicode_escape")
+            point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), left.split()[4])
             kind, _source, options = right.split(" ", 2)
             inside = path == point or path.startswith(point.rstrip("/") + "/")
             if inside and len(point) >= len(found[0]):
@@ -117,7 +118,7 @@ def probe(root: str, mountinfo: str = "/proc/self/mountinfo") -> None:
     point, kind, options = mount_of(folder, mountinfo)
     if kind in _REFUSED:
         raise QueueError(f"{root} lies on {point} ({kind}, {_REFUSED[kind]}), which can't hold a queue: {advice}")
-    if kind.startswith("nfs") and ("nolock" in options.split(",") or "local_lock=all" in options.split(",")):
+    if kind.startswith("nfs") and {"nolock", "local_lock=all", "local_lock=flock"} & set(options.split(",")):
         raise QueueError(f"{root} lies on {point} ({kind}) mounted without locks between hosts (nolock): {advice}")
     first = os.path.join(folder, f".sagequeue-probe-{os.getpid()}")
     second = first + ".linked"

@@ -10,6 +10,7 @@ kernel lets go when the process ends, however it ends. Each owner record names t
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -31,10 +32,11 @@ def now() -> str:
 
 
 def _read(path: str) -> str:
+    """Return a file's text, empty where it is gone. Any other error is raised: it says nothing of who lives."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
 
 
@@ -113,17 +115,20 @@ def _free_lock(path: str) -> Iterator[bool]:
     """Hold a holder's lock if nobody has it; yields whether it was free (or gone)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+    except OSError as exc:
+        # Gone, or a link, which no holder makes. Other errors (too many open files) say nothing of who lives.
+        if exc.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         yield True
         return
     try:
+        free = True
         try:
             # Shared, so that two who only look don't take each other for the owner.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
+        except BlockingIOError:
+            free = False
+        yield free
     finally:
         os.close(fd)
 

@@ -37,9 +37,8 @@ def running(queue: Queue) -> list[dict[str, Any]]:
     """Return the running jobs: owner, since when, and why it would be an orphan."""
     found = []
     for name in sorted(queue.entries("running")):
-        record = queue.owner_of(name)
-        why = owner.why_dead(record or {}, queue.layout.workers)
-        record = record or {}
+        record = queue.owner_of(name) or {}
+        why = owner.why_dead(record, queue.layout.workers)
         found.append(
             {
                 "name": name,

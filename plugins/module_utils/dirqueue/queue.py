@@ -26,6 +26,7 @@ import contextlib
 import errno
 import fcntl
 import getpass
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 from . import job, owner
 from .errors import LostClaim, MalformedJob, QueueError
@@ -95,15 +96,14 @@ class Queue:
         self._names: deque[str] = deque()
         self._seen = (-1, 0.0)
         self._logged = ""
+        self._stuck: Claim | None = None
         self._fds: dict[str, int] = {}
         try:
             for name, path in (*((state, os.path.join(layout.queue, state)) for state in STATES), ("staging", layout.staging)):
                 self._fds[name] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as exc:
             self.close()
-            raise QueueError(
-                f"jobset {layout.jobset} has no usable queue: {exc.filename}: {exc.strerror}; run setup, or enqueue"
-            ) from exc
+            raise QueueError(f"jobset {layout.jobset} has no usable queue: {exc.filename}: {exc.strerror}; run setup, or enqueue") from exc
 
     def close(self) -> None:
         """Give the folders' descriptors back."""
@@ -131,14 +131,17 @@ class Queue:
     def entries(self, state: str) -> list[str]:
         """Return the names of the jobs in a state, in no order. What can't be a job's file is kept in refused."""
         names = []
-        for entry in os.listdir(self._fds[state]):
-            if entry.endswith(SUFFIX):
-                name = entry[: -len(SUFFIX)]
-                with contextlib.suppress(QueueError):
-                    names.append(job.check_name(name))
+        with os.scandir(self._fds[state]) as found:
+            for entry in found:
+                if state == "running" and entry.name.endswith(SUFFIX + owner.SUFFIX):
                     continue
-            if not (state == "running" and entry.endswith(SUFFIX + owner.SUFFIX)):
-                self.refused[f"{state}/{entry!r}"] = "not a job's name"
+                name = entry.name[: -len(SUFFIX)]
+                if not entry.name.endswith(SUFFIX) or not job.is_name(name):
+                    self.refused[f"{state}/{entry.name!r}"] = "not a job's name"
+                elif not entry.is_file(follow_symlinks=False):
+                    self.refused[f"{state}/{entry.name}"] = "not a regular file"
+                else:
+                    names.append(name)
         return names
 
     def counts(self) -> dict[str, int]:
@@ -157,11 +160,20 @@ class Queue:
             reason = "not a regular file"
         elif found.st_uid != os.geteuid():
             reason = f"belongs to another user (uid {found.st_uid})"
-        elif found.st_nlink != 1:
+        elif found.st_nlink != 1 and not self._is_kept(name, found):
             reason = "has a second name (a hard link)"
         if reason:
             self.refused[f"{state}/{name}{SUFFIX}"] = reason
         return reason
+
+    def _kept(self, name: str, found: os.stat_result) -> str:
+        """Return where reject keeps a job's file as it was."""
+        return os.path.join(self.layout.malformed, f"{name}.{found.st_ino}{SUFFIX}")
+
+    def _is_kept(self, name: str, found: os.stat_result) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return found.st_nlink == 2 and os.path.samestat(found, os.stat(self._kept(name, found), follow_symlinks=False))
+        return False
 
     def locate(self, name: str) -> str | None:
         """Return the state that a job is in, None if it is in none. Certain only under the lock (rule 3)."""
@@ -195,8 +207,11 @@ class Queue:
             return owner.parse(self._read_file("running", name + SUFFIX + owner.SUFFIX))
         except FileNotFoundError:
             return None
-        except OSError:
-            return {}
+        except OSError as exc:
+            # A link, a folder, a socket: no record of ours. Anything else says nothing of the record.
+            if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                return {}
+            raise
 
     def why_orphan(self, name: str) -> str:
         """Return why a running job is an orphan, or an empty text when its owner lives."""
@@ -205,9 +220,7 @@ class Queue:
     # ---- writing ----------------------------------------------------------------------------------------------
 
     def _stage(self, entry: str, data: bytes, sync: bool = True) -> None:
-        fd = os.open(
-            entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fds["staging"]
-        )
+        fd = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fds["staging"])
         try:
             with open(fd, "wb", buffering=0) as file:
                 # A raw write may be short, on a disk that is filling up.
@@ -227,10 +240,10 @@ class Queue:
             os.fsync(self._fds[source])
 
     def _overwrite(self, state: str, name: str, values: dict[str, str]) -> None:
-        staged = f"{name}.{os.urandom(8).hex()}"
-        self._stage(staged, job.render(values))
         # The file's mtime is the job's place in the queue, see _place: it stays.
         place = os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False).st_mtime_ns
+        staged = f"{name}.{os.urandom(8).hex()}"
+        self._stage(staged, job.render(values))
         os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
         os.rename(staged, name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[state])
 
@@ -240,9 +253,14 @@ class Queue:
         os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
 
     def _log_attempt(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
-        with open(self.layout.history, "ab", buffering=0, opener=_private) as file:
-            file.write(text.encode("utf-8", "surrogateescape"))
+        text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "replace")
+        with open(self.layout.history, "ab+", buffering=0, opener=_private) as file:
+            end = os.fstat(file.fileno()).st_size
+            # Whoever was cut short by a full disk left half a line.
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                text = b"\n" + text
+            if file.write(text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _in_history(self, claim: str) -> bool:
         """Tell whether an attempt is among the latest lines of the history."""
@@ -255,9 +273,7 @@ class Queue:
 
     # ---- enqueue, claim, finish -------------------------------------------------------------------------------
 
-    def enqueue(
-        self, jobs: Iterable[tuple[str, dict[str, str]]], force: bool = False, check: bool = False
-    ) -> list[Change]:
+    def enqueue(self, jobs: Iterable[tuple[str, dict[str, str]]], force: bool = False, check: bool = False) -> list[Change]:
         """Put jobs into pending, all or none; durable on return. A job that exists in any state is left alone.
 
         Args:
@@ -278,11 +294,9 @@ class Queue:
         with self.lock():
             changes = [self._enqueued(name, state, force) for name, state in self._locate_all(list(wanted))]
             if not check:
-                again = [change for change in changes if change.old_state and change.new_state == "pending"]
-                fresh = [change.name for change in changes if change.old_state is None]
-                self._publish([(name, {**wanted[name], "ENQUEUED_AT": owner.now()}) for name in fresh])
-                for change in (c for c in again if c.old_state in ("done", "failed")):
-                    self._requeue(change.name, str(change.old_state), {**wanted[change.name], "ENQUEUED_AT": owner.now()})
+                wanted_now = [change for change in changes if change.old_state != change.new_state]
+                stamp = owner.now()
+                self._publish([(c.name, c.old_state, {**wanted[c.name], "ENQUEUED_AT": stamp}) for c in wanted_now])
         return changes
 
     def _locate_all(self, names: list[str]) -> list[tuple[str, str | None]]:
@@ -301,41 +315,49 @@ class Queue:
             return Change(name, state, "pending", "enqueued again")
         return Change(name, state, state, f"left alone: already {state}")
 
-    def _publish(self, jobs: list[tuple[str, dict[str, str]]]) -> None:
-        """Write new jobs into staging, sync, and rename each into pending; undo all of it on an error."""
+    def _publish(self, jobs: list[tuple[str, str | None, dict[str, str]]]) -> None:
+        """Write jobs into staging, sync, and rename each into pending; undo it on an error. The caller holds the lock.
+
+        Args:
+            jobs: names, states (None: new; done or failed: to be redone), values.
+        """
         prefix = os.urandom(8).hex()
+        rendered = [job.render(values) for _name, _state, values in jobs]
         staged: list[str] = []
         published: list[str] = []
-        rendered = [job.render(values) for _name, values in jobs]
         try:
-            for order, (name, values) in enumerate(jobs):
+            for order, (name, _state, values) in enumerate(jobs):
                 self._stage(f"{prefix}.{name}", rendered[order], sync=len(jobs) < 20)
                 staged.append(name)
                 self._place(f"{prefix}.{name}", values, order)
             if len(jobs) >= 20:
                 _sync_file_system(self._fds["staging"])
-            for name in staged:
-                os.rename(
-                    f"{prefix}.{name}", name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["pending"]
-                )
+            for name, state, _values in jobs:
+                first = state or "pending"
+                os.rename(f"{prefix}.{name}", name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[first])
                 published.append(name)
-            os.fsync(self._fds["pending"])
+                if state:
+                    self._rename(name, state, "pending", sync=False)
+            for state in sorted({"pending", *(state for _name, state, _values in jobs if state)}):
+                os.fsync(self._fds[state])
         except OSError as exc:
-            running = []
-            for name in published:
-                try:
-                    os.unlink(name + SUFFIX, dir_fd=self._fds["pending"])
-                except FileNotFoundError:
-                    running.append(name)
-            for name in staged[len(published) :]:
-                os.unlink(f"{prefix}.{name}", dir_fd=self._fds["staging"])
-            what = f"only {', '.join(running)}, claimed already, will run" if running else "nothing was enqueued"
-            raise QueueError(f"jobset {self.jobset.name}: can't enqueue: {exc.strerror}; {what}") from exc
+            self._unpublish(prefix, staged, published, {name for name, state, _values in jobs if state}, exc)
 
-    def _requeue(self, name: str, state: str, values: dict[str, str]) -> None:
-        """Move a finished job, which nobody owns, back to pending. The caller holds the lock."""
-        self._overwrite(state, name, values)
-        self._rename(name, state, "pending")
+    def _unpublish(self, prefix: str, staged: list[str], published: list[str], redone: set[str], error: OSError) -> None:
+        left = []
+        for name in published:
+            # A job that existed before is not removed again; a new one may be claimed already.
+            if name in redone:
+                left.append(name)
+                continue
+            try:
+                os.unlink(name + SUFFIX, dir_fd=self._fds["pending"])
+            except FileNotFoundError:
+                left.append(name)
+        for name in staged[len(published) :]:
+            os.unlink(f"{prefix}.{name}", dir_fd=self._fds["staging"])
+        what = f"only {', '.join(left)} could not be called back" if left else "nothing was enqueued"
+        raise QueueError(f"jobset {self.jobset.name}: can't enqueue: {error.strerror}; {what}") from error
 
     def _next_names(self) -> None:
         mtime = os.fstat(self._fds["pending"]).st_mtime_ns
@@ -358,6 +380,8 @@ class Queue:
         Args:
             holder: this process.
         """
+        if self._stuck:
+            self._let_go(self._stuck)
         if os.path.lexists(self.jobset.gate):
             return None
         if not self._names:
@@ -367,21 +391,46 @@ class Queue:
             claim = os.urandom(16).hex()
             if not self._own(name, holder.record(claim), claim):
                 continue
+            # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
+            self._stuck = Claim(name, claim, {})
             try:
                 self._rename(name, "pending", "running", sync=False)
             except FileNotFoundError:
                 self._disown(name)
+                self._stuck = None
                 continue
-            try:
-                claimed = Claim(name, claim, self.read("running", name))
-            except MalformedJob as exc:
-                self.reject(Claim(name, claim, {}), str(exc))
-                continue
-            if os.path.lexists(self.jobset.gate):
+            claimed = self._accept(self._stuck)
+            if claimed and os.path.lexists(self.jobset.gate):
                 self.finish(claimed, "pending", {"REASON": "gate", "DETAIL": "the gate was closed while it was claimed"})
-                return None
-            return claimed
+                claimed = None
+            self._stuck = None
+            if claimed:
+                return claimed
         return None
+
+    def _accept(self, claim: Claim) -> Claim | None:
+        """Read a job that was just claimed; None if it is malformed, and failed now."""
+        try:
+            values = self.read("running", claim.name)
+            job.check_room(values)
+        except MalformedJob as exc:
+            self.reject(claim, str(exc))
+            return None
+        return claim._replace(values=values)
+
+    def _let_go(self, claim: Claim) -> None:
+        """Give back a job whose claim failed half way, or carry out what its file says already."""
+        values: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError, MalformedJob):
+            values = self.read("running", claim.name)
+        with contextlib.suppress(FileNotFoundError):
+            if values.get("CLAIM") == claim.id:
+                self._carry_out(claim.name, values)
+            else:
+                with self.lock():
+                    self._rename(claim.name, "running", "pending")
+        self._disown(claim.name)
+        self._stuck = None
 
     def _own(self, name: str, record: bytes, claim: str, locked: bool = False) -> bool:
         """Make the owner record of a pending job; False if somebody else has it."""
@@ -435,9 +484,13 @@ class Queue:
         record = self.owner_of(claim.name)
         if not record or record.get("OWNER_CLAIM") != claim.id:
             raise LostClaim(f"job {claim.name} is no longer held by claim {claim.id}; its result is not recorded")
-        values = {**job.before_attempt(claim.values), **result, "CLAIM": claim.id, "RESULT": state}
-        self._overwrite("running", claim.name, values)
-        self._carry_out(claim.name, values)
+        values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
+        try:
+            self._overwrite("running", claim.name, values)
+            self._carry_out(claim.name, values)
+        except FileNotFoundError as exc:
+            self._disown(claim.name)
+            raise LostClaim(f"job {claim.name} has vanished from running; its result is not recorded") from exc
         self._disown(claim.name)
 
     def _carry_out(self, name: str, values: dict[str, str], locked: bool = False) -> None:
@@ -454,22 +507,26 @@ class Queue:
     def reject(self, claim: Claim, reason: str, locked: bool = False) -> None:
         """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed."""
         entry = claim.name + SUFFIX
-        kept = os.path.join(self.layout.malformed, f"{claim.name}.{claim.id}{SUFFIX}")
-        os.link(entry, kept, src_dir_fd=self._fds["running"], follow_symlinks=False)
-        values = {"REASON": "malformed_job", "DETAIL": reason.replace("\n", " "), "ENDED_AT": owner.now(), "ORIGINAL": kept}
-        values.update(CLAIM=claim.id, RESULT="failed")
+        kept = self._kept(claim.name, os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False))
+        # It is there already when a first try was cut short.
+        with contextlib.suppress(FileExistsError):
+            os.link(entry, kept, src_dir_fd=self._fds["running"], follow_symlinks=False)
+        values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
+        values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
         self._carry_out(claim.name, values, locked)
         self._disown(claim.name)
 
     # ---- backward moves ---------------------------------------------------------------------------------------
 
-    def recover(self, name: str, holder: owner.Holder) -> Change:
-        """Bring one orphan where it belongs. The caller holds the lock and has ended what the dead claim left running.
+    def recover(self, name: str, holder: owner.Holder, end: Callable[[str, str], None], check: bool = False) -> Change:
+        """Bring one orphan where it belongs. The caller holds the lock.
 
         Args:
             name: a job in running.
             holder: this process, which owns the job meanwhile if nobody else does.
+            end: called with the job's name and the dead claim's id (empty if unknown) to end what that claim left running.
+            check: only say what would become of it.
         """
         # The record first, the job's file second: its owner removes them in the other order (rule 2).
         record = self.owner_of(name)
@@ -477,38 +534,55 @@ class Queue:
         if not why:
             return Change(name, "running", "running", "left alone: its owner lives")
         # A claimer with an old list may try this name: it must not own the job from when it is back in pending.
-        if record is None and not self._own(name, holder.record("recover"), os.urandom(16).hex(), locked=True):
+        owned = record is None and not check
+        if owned and not self._own(name, holder.record("recover"), os.urandom(16).hex(), locked=True):
             return Change(name, "running", "running", "left alone: somebody is trying to claim it")
+        dead = record or {}
         try:
-            values = self.read("running", name)
-        except FileNotFoundError:
+            change = self._recover_owned(name, dead, why, end, check)
+        except BaseException:
+            if owned:
+                self._disown(name)
+            raise
+        if owned or (change.new_state != "running" and not check):
             self._disown(name)
+        return change
+
+    def _recover_owned(self, name: str, dead: dict[str, str], why: str, end: Callable[[str, str], None], check: bool) -> Change:
+        try:
+            reason = self.why_refused("running", name)
+        except FileNotFoundError:
             state = self.locate(name)
             return Change(name, state, state, "left alone: no longer running")
-        except MalformedJob as exc:
-            if self.why_refused("running", name):
-                self._disown(name)
-                return Change(name, "running", "running", f"refused: {exc}")
-            self.reject(Claim(name, os.urandom(16).hex(), {}), str(exc), locked=True)
-            return Change(name, "running", "failed", f"malformed_job: {exc}")
-        dead = record or {}
+        if reason:
+            return Change(name, "running", "running", f"refused: {reason}")
         claim = dead.get("OWNER_CLAIM", "")
-        if not (claim and values.get("CLAIM") == claim and values.get("RESULT") in STATES):
-            values = self._recovered(name, values, claim or os.urandom(16).hex(), dead.get("OWNER_WORKER_ID", ""), why)
-            self._overwrite("running", name, values)
-        self._carry_out(name, values, locked=True)
-        self._disown(name)
+        if not check:
+            end(name, claim)
+        try:
+            values = self.read("running", name)
+            if not (claim and values.get("CLAIM") == claim and values.get("RESULT") in STATES):
+                job.check_room(values)
+                values = self._recovered(name, values, claim or os.urandom(16).hex(), dead.get("OWNER_WORKER_ID", ""), why)
+                if not check:
+                    self._overwrite("running", name, values)
+            if not check:
+                self._carry_out(name, values, locked=True)
+        except MalformedJob as exc:
+            if not check:
+                self.reject(Claim(name, os.urandom(16).hex(), {}), str(exc), locked=True)
+            return Change(name, "running", "failed", f"malformed_job: {exc}")
         return Change(name, "running", values["RESULT"], f"{values['REASON']}: {values.get('DETAIL', '')}")
 
     def _recovered(self, name: str, values: dict[str, str], claim: str, worker: str, why: str) -> dict[str, str]:
         recoveries = job.number(values, "RECOVERIES") + 1
         values = {**job.before_attempt(values), "RECOVERIES": str(recoveries), "ENDED_AT": owner.now(), "CLAIM": claim, "WORKER": worker}
+        result, reason, detail = "pending", "orphan", why
         if self.gate().solved_by == name:
-            return {**values, "RESULT": "done", "REASON": "solved", "DETAIL": f"its worker died after it had solved the jobset ({why})"}
-        if recoveries >= self.jobset.recoveries:
-            detail = f"its worker died {recoveries} times, lastly: {why}"
-            return {**values, "RESULT": "failed", "REASON": "too_many_recoveries", "DETAIL": detail}
-        return {**values, "RESULT": "pending", "REASON": "orphan", "DETAIL": why}
+            result, reason, detail = "done", "solved", f"its worker died after it had solved the jobset ({why})"
+        elif recoveries >= self.jobset.recoveries:
+            result, reason, detail = "failed", "too_many_recoveries", f"its worker died {recoveries} times, lastly: {why}"
+        return {**values, **job.tidy({"RESULT": result, "REASON": reason, "DETAIL": detail})}
 
     def clear_stale_owners(self) -> list[str]:
         """Remove the owner records of dead holders whose job is not running; return the jobs. The caller holds the lock."""
@@ -546,13 +620,12 @@ class Queue:
                 kept = {key: value for key, value in values.items() if key not in job.RESULT_KEYS}
                 changes.append(Change(name, "failed", "pending", f"was {values.get('REASON', 'failed')}"))
                 if not check:
-                    self._requeue(name, "failed", kept)
+                    self._overwrite("failed", name, kept)
+                    self._rename(name, "failed", "pending")
         return changes
 
-    def remove(
-        self, names: list[str] | None, states: Iterable[str] = STATES, logs: bool = False, check: bool = False
-    ) -> list[Change]:
-        """Delete jobs; a running job whose owner lives is left alone.
+    def remove(self, names: list[str] | None, states: Iterable[str] = STATES, logs: bool = False, check: bool = False) -> list[Change]:
+        """Delete jobs; a running one is left alone.
 
         Args:
             names: which; None: all in the states.
@@ -569,8 +642,9 @@ class Queue:
                 state = self.locate(job.check_name(name))
                 if state is None or state not in states:
                     changes.append(Change(name, state, state, f"left alone: {state or 'there is no such job'}"))
-                elif state == "running" and not self.why_orphan(name):
-                    changes.append(Change(name, state, state, "left alone: its owner lives; stop the jobset first"))
+                elif state == "running":
+                    left = "recover it first" if self.why_orphan(name) else "its owner lives; stop the jobset first"
+                    changes.append(Change(name, state, state, f"left alone: {left}"))
                 elif check:
                     changes.append(Change(name, state, None, "removed"))
                 else:
@@ -585,6 +659,8 @@ class Queue:
         except FileNotFoundError:
             now = self.locate(name)
             return Change(name, now, now, f"left alone: {now} in the meantime")
+        except IsADirectoryError:
+            return Change(name, state, state, "refused: not a regular file")
         if self._stale(name):
             self._disown(name)
         if logs:
@@ -609,10 +685,11 @@ class Queue:
 
     def _named_by(self, text: str) -> str:
         """Return the job that a gate's text names, or an empty text."""
-        candidates = [self.jobset.job_name(offset) for offset in range(self.jobset.stride)]
-        if self.jobset.stride == 1 or "{offset}" not in self.jobset.solved_pattern:
-            candidates = [name for state in STATES for name in self.entries(state)]
-        for name in candidates:
+        numbers = [int(number) for number in re.findall(r"(?<!\w)[0-9]{1,9}(?!\w)", text)[:64]]
+        candidates = [self.jobset.job_name(number) for number in numbers]
+        # Jobs with names of their own, and patterns without an offset.
+        candidates += itertools.islice((name for state in STATES for name in self.entries(state)), 1000)
+        for name in dict.fromkeys(candidates):
             with contextlib.suppress(FileNotFoundError, QueueError):
                 state = self.locate(name)
                 if state and self.jobset.names_job(text, name, self.read(state, name)):

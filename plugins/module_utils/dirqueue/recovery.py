@@ -18,16 +18,6 @@ from .runners import Runner, carried
 _STAGING_AGE = 3600
 
 
-def orphans(queue: Queue) -> dict[str, str]:
-    """Return the running jobs that are orphans, each with the reason."""
-    found = {}
-    for name in queue.entries("running"):
-        why = queue.why_orphan(name)
-        if why:
-            found[name] = why
-    return found
-
-
 def recover(
     queue: Queue, runner: Runner, label: str = "recover", check: bool = False, log: Callable[[str], None] = lambda text: None
 ) -> list[Change]:
@@ -43,30 +33,46 @@ def recover(
         one change per orphan.
     Raises:
         NotReady: what a dead worker left running can't be ended now.
+        OSError: the disk is full, or the like; what is not recovered yet is still an orphan.
     """
-    found = orphans(queue)
-    if check:
-        return [Change(name, "running", "pending", f"orphan: {why}") for name, why in sorted(found.items())]
-    for name in found:
-        # A dead claim never comes to life again, so this needs no lock, and holds nobody up.
-        claim = (queue.owner_of(name) or {}).get("OWNER_CLAIM", "")
-        runner.end(carried(queue.layout, name, claim))
+    ended: set[str] = set()
+
+    def end(name: str, claim: str) -> None:
+        if claim not in ended:
+            runner.end(carried(queue.layout, name, claim))
+
+    if not check:
+        # A dead claim never comes to life again, so this needs no lock and holds nobody up. Only claims of records that
+        # were read together with the proof that their owner is dead: the same job may be in new hands a moment later.
+        for name in queue.entries("running"):
+            record = queue.owner_of(name) or {}
+            if record.get("OWNER_CLAIM") and owner.why_dead(record, queue.layout.workers):
+                runner.end(carried(queue.layout, name, record["OWNER_CLAIM"]))
+                ended.add(record["OWNER_CLAIM"])
     holder = owner.Holder(queue.layout.workers, label)
     changes = []
     try:
         with queue.lock():
-            for name in sorted(found):
-                changes.append(queue.recover(name, holder))
-                if changes[-1].new_state != "running":
+            for name in sorted(queue.entries("running")):
+                if not queue.why_orphan(name):
+                    continue
+                changes.append(queue.recover(name, holder, end, check))
+                if changes[-1].new_state != "running" and not check:
                     log(f"job {name}: running -> {changes[-1].new_state} ({changes[-1].reason})")
-            for name in queue.clear_stale_owners():
-                log(f"job {name}: removed the owner record of a worker that died while claiming it")
-            named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in _recorded(queue)}
-            owner.clean(queue.layout.workers, named, log)
-            _clean_staging(queue.layout.staging)
+            if not check:
+                _clean(queue, log)
     finally:
         holder.release()
-    return changes
+    return [change for change in changes if change.old_state == "running"]
+
+
+def _clean(queue: Queue, log: Callable[[str], None]) -> None:
+    """Remove what dead holders left behind. The caller holds the lock."""
+    for name in queue.clear_stale_owners():
+        log(f"job {name}: removed the owner record of a worker that died while claiming it")
+    named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in _recorded(queue)}
+    owner.clean(queue.layout.workers, named, log)
+    _clean_staging(queue.layout.staging)
 
 
 def _recorded(queue: Queue) -> list[str]:

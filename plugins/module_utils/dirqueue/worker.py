@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from types import FrameType
-from typing import Callable, Optional
+from typing import Callable, Optional, TypeVar
 
 from . import job, owner
 from . import jobset as definitions
@@ -28,7 +28,9 @@ _READY = 5.0
 _SAMPLE = 5.0
 _AGAIN = 5.0
 # Reasons that are not the job's own doing: such an attempt does not count.
-_UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "too_many_recoveries")
+_UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")
+
+_T = TypeVar("_T")
 
 
 class Worker:
@@ -61,12 +63,15 @@ class Worker:
         self._token = ""
         self._token_until = 0.0
         self._said = ""
+        self._refused: set[str] = set()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _define(self) -> None:
-        self._definition = (self._definition[0], _stamp(self._definition[0]))
+        stamp = _stamp(self._definition[0])
         self.jobset = definitions.load(self.layout.root, self.layout.jobset)
         self.runner: Runner = make(self.layout, self.jobset)
+        # Only now: a definition that can't be read is said to be so before each claim, and none is made under the old one.
+        self._definition = (self._definition[0], stamp)
 
     def _say(self, text: str) -> None:
         """Log a condition once, however long it lasts."""
@@ -107,8 +112,9 @@ class Worker:
                 self._say(f"waiting: {exc}")
                 self._sleep(_AGAIN)
                 continue
-            for entry, reason in self.queue.refused.items():
-                self._say(f"refused {entry} in the queue: {reason}")
+            for entry in self.queue.refused.keys() - self._refused:
+                self.log(f"refused {entry} in the queue: {self.queue.refused[entry]}")
+                self._refused.add(entry)
             if claim:
                 self._said = ""
                 self._work(claim)
@@ -142,15 +148,16 @@ class Worker:
             state, more = self._execute(claim)
         except MalformedJob as exc:
             state, more = "failed", {"REASON": "malformed_job", "DETAIL": str(exc)}
-        except OSError as exc:
-            state, more = self._lost(claim, f"the job can't be started: {exc}")
         seconds = time.monotonic() - began
         result.update({"ENDED_AT": owner.now(), "DURATION_S": f"{seconds:.3f}", **more})
         attempts = job.number(claim.values, "ATTEMPTS")
         result["ATTEMPTS"] = str(attempts if result["REASON"] in _UNCOUNTED else attempts + 1)
-        self._finish(claim, state, {key: value.replace("\n", " ").replace("\0", " ") for key, value in result.items()})
-        self.log(f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})")
-        if result["REASON"] == "runner_lost":
+        try:
+            self._insist(lambda: self.queue.finish(claim, state, result), f"job {claim.name} is {state}, but that can't be recorded")
+            self.log(f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})")
+        except LostClaim as exc:
+            self.log(str(exc))
+        if result["REASON"] in ("runner_lost", "not_started"):
             self._token = ""
             self._sleep(1.0)
 
@@ -168,22 +175,31 @@ class Worker:
         }
         argv = self.jobset.argv(claim.name, claim.values)
         path = os.path.join(self.layout.log, f"{claim.name}.log")
-        output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        kills = _oom_kills()
         try:
-            os.write(output, f"[{owner.now()}] attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}\n".encode())
+            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            return "pending", {"REASON": "not_started", "DETAIL": f"its log {path} can't be opened: {exc.strerror}"}
+        try:
+            _note(output, f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
             self.log(f"job {claim.name}: attempt {attempt}")
-            running = self.runner.start(Command(argv, environment, output), carried(self.layout, claim.name, claim.id), self._token)
+            kills = _oom_kills()
+            command = Command(argv, environment, output)
+            try:
+                running = self.runner.start(command, carried(self.layout, claim.name, claim.id), self._token)
+            except OSError as exc:
+                return self._lost(claim, f"the job can't be started: {exc}")
             outcome, ended_for = self._watch(running)
             state, more = self._judge(claim, running, outcome, ended_for, attempt, _oom_kills() > kills)
+            if state != "done" or ended_for or outcome.exit_status != 0:
+                # A wrapper may have ended before what it started, and the job may run again: nothing of it must be left.
+                self._insist(lambda: self.runner.end(running.carries), f"job {claim.name} can't be ended")
             if outcome.exit_status is not None:
                 more["EXIT_STATUS"] = str(outcome.exit_status)
             if outcome.signal is not None:
                 more["SIGNAL"] = str(outcome.signal)
             if outcome.peak_kib:
                 more["PEAK_MEMORY_KIB"] = str(outcome.peak_kib)
-            with contextlib.suppress(OSError):
-                os.write(output, f"[{owner.now()}] {state}: {_because(more)}\n".encode())
+            _note(output, f"{state}: {_because(more)}")
         finally:
             os.close(output)
         return state, more
@@ -214,7 +230,7 @@ class Worker:
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except NotReady as exc:
+        except (OSError, NotReady) as exc:
             self._say(str(exc))
 
     def _judge(
@@ -226,16 +242,13 @@ class Worker:
         if solved and (ok or ended_for == "worker_stopped"):
             return "done", {"REASON": "solved", "DETAIL": gate.text}
         if ended_for == "worker_stopped":
-            self._end(running)
             return "pending", {"REASON": "worker_stopped", "DETAIL": self._stopping}
         if ended_for == "timeout":
-            self._end(running)
             return self._again(attempt, "timeout", f"ran longer than {self.jobset.timeout:g} s")
         if ok:
             return ("pending", {"REASON": "gate", "DETAIL": gate.text}) if gate.closed else ("done", {"REASON": "ok"})
-        lost = self.runner.why_lost(running)
+        lost = self._insist(lambda: self.runner.why_lost(running), f"job {claim.name} has ended, but not why is known")
         if lost:
-            self._end(running)
             return self._lost(claim, lost)
         if outcome.signal is not None:
             if out_of_memory and outcome.signal == signal.SIGKILL:
@@ -256,28 +269,20 @@ class Worker:
             return "pending", more
         return "failed", {**more, "REASON": "too_many_recoveries", "DETAIL": f"lost {count} times, lastly: {reason}"}
 
-    def _end(self, running: Running) -> None:
-        """Make sure that nothing of a command is left before its job may run again."""
+    def _insist(self, call: Callable[[], _T], trouble: str) -> _T:
+        """Call again and again until it works: until then the job stays owned. LostClaim goes through."""
         while True:
             try:
-                self.runner.end(running.carries)
-                return
-            except NotReady as exc:
-                self._say(f"waiting: {exc}")
-                self._sleep(_AGAIN)
-
-    def _finish(self, claim: Claim, state: str, result: dict[str, str]) -> None:
-        """Record a result, however long that takes: until then the job stays owned."""
-        while True:
-            try:
-                self.queue.finish(claim, state, result)
-                return
-            except LostClaim as exc:
-                self.log(str(exc))
-                return
-            except OSError as exc:
-                self._say(f"job {claim.name} is {state}, but that can't be recorded: {exc.strerror}; trying again")
+                return call()
+            except (OSError, NotReady) as exc:
+                self._say(f"{trouble} ({exc}); trying again")
                 self._sleep(1.0)
+
+
+def _note(output: int, text: str) -> None:
+    """Write a line of our own into a job's log; a full disk must not end the job."""
+    with contextlib.suppress(OSError):
+        os.write(output, f"[{owner.now()}] {text}\n".encode("utf-8", "replace"))
 
 
 def _because(result: dict[str, str]) -> str:

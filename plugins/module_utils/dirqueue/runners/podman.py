@@ -15,7 +15,10 @@ from .base import Command, Outcome, Runner, Running, carriers, memory_of, sessio
 
 # Variables that podman itself would obey. They are given to it as words; all others by name only, so that their values
 # stand in no process list.
-_CLIENT = re.compile(r"(PATH|HOME|USER|SHELL|TMPDIR|LD_.*|XDG_.*|DBUS_.*|CONTAINER.*|PODMAN.*|REGISTRY.*|STORAGE.*|GO.*|SSL_.*|.*_proxy|.*_PROXY)\Z")
+_CLIENT = re.compile(
+    r"(PATH|HOME|USER|SHELL|TMPDIR|LD_.*|XDG_.*|DBUS_.*|CONTAINER.*|PODMAN.*|REGISTRY.*|STORAGE.*|GO.*|SSL_.*"
+    r"|.*_proxy|.*_PROXY)\Z"
+)
 # Seconds after which a podman call that should take a tenth of one is given up.
 _PATIENCE = 60
 

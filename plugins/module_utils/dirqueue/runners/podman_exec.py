@@ -81,5 +81,11 @@ class PodmanExec(Podman):
         """See Runner.end."""
         # First the client, so that it can't start anything any more; then what it started.
         end_carriers(carries)
-        if podman("container", "inspect", "--format", "{{.State.Running}}", self.jobset.container).stdout.strip() == "true":
+        exists = podman("container", "exists", self.jobset.container)
+        if exists.returncode == 1:
+            return
+        inspected = podman("container", "inspect", "--format", "{{.State.Running}}", self.jobset.container)
+        if exists.returncode != 0 or inspected.returncode != 0:
+            raise NotReady(f"podman can't tell whether {self.jobset.container} runs: {(exists.stderr + inspected.stderr).strip()[-300:]}")
+        if inspected.stdout.strip() == "true":
             self._unshared(carries, "--signal", str(int(signal.SIGKILL)), "--until-gone")

@@ -36,6 +36,8 @@ class PodmanRun(Podman):
         end_carriers(carries)
         filters = [f"--filter=label={key}={value}" for key, value in carries.items()]
         found = podman("ps", "--all", "--quiet", *filters)
+        if found.returncode != 0:
+            raise NotReady(f"podman can't tell what a dead worker's job left running: {found.stderr.strip()[-300:]}")
         for container in found.stdout.split():
             removed = podman("rm", "--force", "--time=0", container)
             if removed.returncode != 0:
