@@ -239,6 +239,20 @@ def _kill_before(number: int) -> None:
     setattr(fcntl, "flock", counted(fcntl.flock))
 
 
+@pytest.fixture(autouse=True)
+def _no_hanging() -> Iterator[None]:
+    """End a test that hangs, with a trace of where."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise AssertionError("the test hangs")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program sagequeue, zipped from the sources."""

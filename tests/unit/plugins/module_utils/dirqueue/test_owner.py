@@ -1,0 +1,221 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""Owners, alive and dead, judged with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, owner
+
+HOLD = (
+    "import sys\nfrom dirqueue import owner\n"
+    "holder = owner.Holder(sys.argv[1], 't-1')\n"
+    "print(holder.record('c1').decode(), flush=True)\n"
+    "sys.stdin.read()\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    made = tmp_path / "workers"
+    made.mkdir()
+    return str(made)
+
+
+def held(host: Any, folder: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    process = host.python(HOLD, folder)
+    return process, job.parse("".join(iter(process.stdout.readline, "\n")).encode())
+
+
+def test_a_living_holder(host: Any, folder: str) -> None:
+    process, record = held(host, folder)
+    assert owner.why_dead(record, folder) == ""
+    assert record["OWNER_PID"] == str(process.pid)
+    assert record["OWNER_BOOT"] == owner.boot_id() and record["OWNER_CLAIM"] == "c1"
+    assert os.listdir(folder) == [record["OWNER_LOCK"]]
+
+
+def test_a_stopped_holder_lives(host: Any, folder: str) -> None:
+    import signal
+
+    process, record = held(host, folder)
+    process.send_signal(signal.SIGSTOP)
+    assert owner.why_dead(record, folder) == ""
+    process.send_signal(signal.SIGCONT)
+
+
+def test_a_killed_holder_is_dead_at_once(host: Any, folder: str) -> None:
+    process, record = held(host, folder)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert owner.process_start(process.pid) == "", "a zombie counts as gone"
+    assert "is gone" in owner.why_dead(record, folder)
+    process.wait()
+    assert "is gone" in owner.why_dead(record, folder)
+
+
+def test_a_pid_that_is_another_program_now(host: Any, folder: str) -> None:
+    process, record = held(host, folder)
+    process.kill()
+    process.wait()
+    reused = {**record, "OWNER_PID": str(os.getpid())}
+    assert "is now another program" in owner.why_dead(reused, folder)
+
+
+def test_another_boot(host: Any, folder: str) -> None:
+    _process, record = held(host, folder)
+    assert "started anew" in owner.why_dead({**record, "OWNER_BOOT": "00000000-0000-0000-0000-000000000000"}, folder)
+
+
+@pytest.mark.parametrize("where", [{"OWNER_HOST": "elsewhere"}, {"OWNER_PIDNS": "pid:[1]"}])
+def test_where_pids_mean_nothing_the_lock_decides(host: Any, folder: str, where: dict[str, str]) -> None:
+    process, record = held(host, folder)
+    record = {**record, **where}
+    assert owner.why_dead(record, folder) == ""
+    process.kill()
+    process.wait()
+    assert owner.why_dead(record, folder) == "its lock is free"
+    os.unlink(os.path.join(folder, record["OWNER_LOCK"]))
+    assert owner.why_dead(record, folder) == "its lock is free"
+
+
+def test_those_who_look_do_not_take_each_other_for_the_owner(host: Any, folder: str) -> None:
+    import fcntl
+
+    process, record = held(host, folder)
+    process.kill()
+    process.wait()
+    with open(os.path.join(folder, record["OWNER_LOCK"]), "rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert owner.why_dead({**record, "OWNER_HOST": "elsewhere"}, folder) == "its lock is free"
+
+
+@pytest.mark.parametrize("missing", ["OWNER_PID", "OWNER_CLAIM"])
+def test_an_incomplete_record(host: Any, folder: str, missing: str) -> None:
+    _process, record = held(host, folder)
+    del record[missing]
+    assert owner.why_dead(record, folder) == "the owner record is incomplete"
+
+
+@pytest.mark.parametrize("pid", ["", "x", "-1", "0", "٣"])
+def test_a_pid_that_is_none(host: Any, folder: str, pid: str) -> None:
+    _process, record = held(host, folder)
+    assert owner.why_dead({**record, "OWNER_PID": pid}, folder) == "the owner record is incomplete"
+
+
+def test_a_lock_outside_the_folder_is_not_looked_at(host: Any, folder: str) -> None:
+    _process, record = held(host, folder)
+    assert owner.why_dead({**record, "OWNER_LOCK": "../workers/" + record["OWNER_LOCK"]}, folder) == "the owner record is incomplete"
+
+
+@pytest.mark.parametrize("data", [None, b"", b"\xff", b"OWNER_PID", b"OWNER_PID=1\nOWNER_PID=2\n", b"x" * 100_000])
+def test_an_unreadable_record(folder: str, data: bytes | None) -> None:
+    assert owner.parse(data) == {}
+    assert owner.why_dead(owner.parse(data), folder) == "no readable owner record"
+
+
+def test_the_older_scripts_record(tmp_path: Path, folder: str) -> None:
+    script = tmp_path / "sagequeue-worker.sh"
+    script.write_text("read wait\n", encoding="utf-8")
+    with subprocess.Popen(["/bin/sh", str(script)], stdin=subprocess.PIPE) as process:
+        record = owner.parse(f"OWNER_PID={process.pid}\nOWNER_WORKER_ID=3\nOWNER_TS=2024-01-01T00:00:00Z\n".encode())
+        assert owner.why_dead(record, folder) == ""
+        process.kill()
+        process.wait()
+        assert "gone or is no longer a sagequeue-worker.sh" in owner.why_dead(record, folder)
+    assert "no longer a sagequeue-worker.sh" in owner.why_dead({"OWNER_PID": str(os.getpid())}, folder)
+
+
+def test_who_has_no_descriptors_left_takes_nobody_for_dead(host: Any, folder: str) -> None:
+    _process, record = held(host, folder)
+    for known in (record, {**record, "OWNER_HOST": "elsewhere"}):
+        judged = host.python(
+            "import resource, sys\nfrom dirqueue import owner\nimport json\n"
+            "record, folder = json.loads(sys.argv[1]), sys.argv[2]\n"
+            "owner.why_dead(record, folder)\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))\n"
+            "try:\n    print(owner.why_dead(record, folder) or 'alive')\n"
+            "except OSError:\n    print('unknown')\n",
+            json.dumps(known),
+            folder,
+        )
+        assert judged.stdout.read().strip() in ("alive", "unknown")
+
+
+def test_clean_removes_the_locks_of_the_dead_only(host: Any, folder: str) -> None:
+    _alive, living = held(host, folder)
+    dead, gone = held(host, folder)
+    named, record = held(host, folder)
+    for process in (dead, named):
+        process.kill()
+        process.wait()
+    Path(folder, "something else").write_text("", encoding="utf-8")
+    said: list[str] = []
+    owner.clean(folder, {record["OWNER_LOCK"]}, said.append)
+    assert set(os.listdir(folder)) == {living["OWNER_LOCK"], record["OWNER_LOCK"], "something else"}
+    assert said == [f"removed the lock of a dead worker, {gone['OWNER_LOCK']}"]
+    assert owner.why_dead(living, folder) == ""
+
+
+def test_holders_that_start_while_others_clean(host: Any, folder: str) -> None:
+    cleaner = host.python(
+        "import sys, threading\nfrom dirqueue import owner\n"
+        "done = threading.Event()\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), done.set())).start()\n"
+        "print('up', flush=True)\n"
+        "while not done.is_set():\n    owner.clean(sys.argv[1], set(), lambda text: None)\n",
+        folder,
+    )
+    assert cleaner.stdout.readline() == "up\n"
+    for _round in range(300):
+        holder = owner.Holder(folder, "t-1")
+        assert os.path.exists(os.path.join(folder, holder.lock)), "its lock file is the one that others look at"
+        holder.release()
+    cleaner.stdin.close()
+    assert cleaner.wait(30) == 0
+
+
+def test_release_leaves_nothing(folder: str) -> None:
+    open_before = len(os.listdir("/proc/self/fd"))
+    owner.Holder(folder, "t-1").release()
+    assert os.listdir(folder) == [] and len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_jobs_process_does_not_keep_its_workers_lock(host: Any, folder: str) -> None:
+    process = host.python(
+        "import subprocess, sys\nfrom dirqueue import owner\n"
+        "holder = owner.Holder(sys.argv[1], 't-1')\n"
+        "child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)\n"
+        "print(child.pid); print(holder.record('c1').decode(), flush=True)\n"
+        "sys.stdin.read()\n",
+        folder,
+    )
+    child = process.stdout.readline()
+    text = "".join(iter(process.stdout.readline, "\n"))
+    process.kill()
+    process.wait()
+    try:
+        assert owner.why_dead({**job.parse(text.encode()), "OWNER_HOST": "elsewhere"}, folder) == "its lock is free"
+    finally:
+        os.kill(int(child), 9)
+
+
+def test_a_commands_name_can_not_confuse(tmp_path: Path) -> None:
+    program = tmp_path / "a) R 1 (b"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "60"]) as process:
+        assert owner.process_start(process.pid).isdigit()
+        process.kill()
+
+
+def test_now_sorts_as_text() -> None:
+    stamps = [owner.now() for _ in range(1000)]
+    assert stamps == sorted(stamps)
+    assert len(stamps[0]) == 24 and stamps[0].endswith("Z")

@@ -1,0 +1,568 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""Transitions: each alone, in races, on a full disk, and killed at every point."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import LostClaim, MalformedJob, QueueError
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+
+
+@pytest.fixture
+def queue(host: Any) -> Queue:
+    host.define(stride=4)
+    return host.queue()
+
+
+@pytest.fixture
+def holder(queue: Queue) -> Any:
+    made = owner.Holder(queue.layout.workers, "t-1")
+    yield made
+    made.release()
+
+
+def recovered(queue: Queue) -> dict[str, str | None]:
+    return {change.name: change.new_state for change in recover(queue, make(queue.layout, queue.jobset))}
+
+
+# ---- enqueue ----------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_enqueued_once(host: Any, queue: Queue) -> None:
+    changes = queue.enqueue(queue.jobset.offset_jobs())
+    assert [(c.name, c.old_state, c.new_state) for c in changes] == [(f"t_off{k}", None, "pending") for k in range(4)]
+    before = host.path("pending", "t_off1").stat()
+    again = queue.enqueue(queue.jobset.offset_jobs(), force=True)
+    assert {(c.old_state, c.new_state, c.reason) for c in again} == {("pending", "pending", "left alone: already pending")}
+    assert host.path("pending", "t_off1").stat() == before
+    assert host.values("t_off1")["OFFSET"] == "1" and host.values("t_off1")["ENQUEUED_AT"]
+    assert os.listdir(queue.layout.staging) == []
+
+
+def test_checking_changes_nothing(host: Any, queue: Queue) -> None:
+    predicted = queue.enqueue([("a", {}), ("b", {})], check=True)
+    assert host.states() == {}
+    assert queue.enqueue([("a", {}), ("b", {})]) == predicted
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        ([("good", {}), ("../bad", {})], "can't be a name"),
+        ([("good", {}), ("good", {})], "job good is named twice"),
+        ([("good", {}), ("x", {"RESULT": "done"})], "job x: RESULT is written by the queue"),
+        ([("good", {}), ("x", {"A": "1\n2"})], "job x: the value of A has a line break"),
+        ([("good", {}), ("x", {"low": "1"})], "job x: 'low' is not a key"),
+        ([("good", {}), ("x", {"A": "x" * 70_000})], "larger than"),
+    ],
+)
+def test_one_bad_job_and_nothing_is_enqueued(host: Any, queue: Queue, jobs: Any, message: str) -> None:
+    with pytest.raises(QueueError) as caught:
+        queue.enqueue(jobs)
+    assert message in str(caught.value) and "nothing was enqueued" in str(caught.value)
+    assert host.states() == {} and os.listdir(queue.layout.staging) == []
+
+
+def test_force_redoes_what_is_finished(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {"X": "1"})])
+    queue.finish(queue.claim(holder), "done", {"REASON": "ok", "ATTEMPTS": "3"})
+    assert queue.enqueue([("a", {"X": "2"})])[0].new_state == "done"
+    change = queue.enqueue([("a", {"X": "2"}), ("b", {})], force=True)[0]
+    assert (change.old_state, change.new_state) == ("done", "pending")
+    assert host.states() == {"a": "pending", "b": "pending"}
+    assert host.values("a")["X"] == "2" and "REASON" not in host.values("a") and "ATTEMPTS" not in host.values("a")
+
+
+def test_force_leaves_a_running_job_alone(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    queue.claim(holder)
+    assert queue.enqueue([("a", {})], force=True)[0].reason == "left alone: already running"
+
+
+def many(count: int) -> list[tuple[str, dict[str, str]]]:
+    return [(f"job{number}", {"TEXT": "x" * 3000}) for number in range(count)]
+
+
+@pytest.fixture
+def small_disk(host: Any) -> Any:
+    """A file system of 256 KiB below var."""
+    (host.root / "var").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(host.root / "var")], check=False).returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield host
+    for queue in host._queues:
+        queue.close()
+    subprocess.run(["umount", "--lazy", str(host.root / "var")], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+@pytest.mark.parametrize("count", [19, 20, 200])
+def test_a_full_disk_and_nothing_is_enqueued(small_disk: Any, count: int) -> None:
+    small_disk.define()
+    queue = small_disk.queue()
+    if count < 100:
+        (small_disk.root / "var" / "ballast").write_bytes(b"x" * 200 * 1024)
+    queue.enqueue([("before", {})])
+    with pytest.raises(QueueError, match="jobset t: can't enqueue: No space left on device; nothing was enqueued"):
+        queue.enqueue(many(count))
+    assert small_disk.states() == {"before": "pending"}
+    assert os.listdir(queue.layout.staging) == []
+    queue.enqueue([("after", {})])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_and_nothing_is_enqueued_by_force_either(small_disk: Any) -> None:
+    small_disk.define()
+    queue = small_disk.queue()
+    finished = [(f"old{number}", {}) for number in range(3)]
+    queue.enqueue(finished)
+    holder = owner.Holder(queue.layout.workers, "t-1")
+    for _job in finished:
+        queue.finish(queue.claim(holder), "done", {"REASON": "ok"})
+    (small_disk.root / "var" / "ballast").write_bytes(b"x" * 200 * 1024)
+    before = small_disk.states()
+    with pytest.raises(QueueError, match="nothing was enqueued"):
+        queue.enqueue([(name, {"TEXT": "x" * 30_000}) for name, _values in [("fresh", {}), *finished]], force=True)
+    assert small_disk.states() == before
+    assert small_disk.values("old0")["REASON"] == "ok"
+    assert os.listdir(queue.layout.staging) == []
+
+
+def test_a_limit_on_file_sizes_and_nothing_is_enqueued(host: Any, queue: Queue) -> None:
+    limited = host.python(
+        "import resource, sys\nfrom dirqueue import jobset\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
+        "queue = Queue(Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try:\n    queue.enqueue([('small', {}), ('large', {'A': 'x' * 9000})])\n"
+        "except Exception as exc:\n    print(type(exc).__name__, exc)\n",
+        str(host.root),
+    )
+    assert "QueueError jobset t: can't enqueue" in limited.stdout.read()
+    assert host.states() == {} and os.listdir(queue.layout.staging) == []
+
+
+# ---- claim ------------------------------------------------------------------------------------------------------
+
+
+def claimed(queue: Queue, holder: owner.Holder) -> list[str]:
+    names = []
+    while claim := queue.claim(holder):
+        names.append(claim.name)
+    return names
+
+
+def test_oldest_first(queue: Queue, holder: owner.Holder) -> None:
+    for name in ("c", "a", "b"):
+        queue.enqueue([(name, {})])
+    assert claimed(queue, holder) == ["c", "a", "b"]
+
+
+def test_a_batch_in_its_own_order(queue: Queue, holder: owner.Holder) -> None:
+    names = [f"job{number}" for number in range(120)]
+    queue.enqueue([(name, {}) for name in names])
+    assert claimed(queue, holder) == names
+
+
+def test_priority_before_age(queue: Queue, holder: owner.Holder) -> None:
+    for name, priority in (("low", "-100"), ("plain", "0"), ("first", "100"), ("second", "1")):
+        queue.enqueue([(name, {"PRIORITY": priority})])
+    assert claimed(queue, holder) == ["first", "second", "plain", "low"]
+
+
+def test_natural_order_where_age_does_not_tell(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    for name in ("t_off10", "t_off9", "t_off1"):
+        os.utime(host.put("pending", name), (1000, 1000))
+    assert claimed(queue, holder) == ["t_off1", "t_off9", "t_off10"]
+
+
+def test_a_job_put_back_keeps_its_place(queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {}), ("b", {})])
+    queue.finish(queue.claim(holder), "pending", {"REASON": "gate"})
+    queue._names.clear()
+    assert queue.claim(holder).name == "a"
+
+
+def test_the_owner_record_of_a_claim(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {"X": "1"})])
+    claim = queue.claim(holder)
+    assert claim.values["X"] == "1" and host.states() == {"a": "running"}
+    record = queue.owner_of("a")
+    assert (record["OWNER_CLAIM"], record["OWNER_PID"], record["OWNER_WORKER_ID"]) == (claim.id, str(os.getpid()), "t-1")
+    assert queue.why_orphan("a") == ""
+    assert queue.claim(holder) is None
+
+
+def test_a_closed_gate_lets_nothing_through(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    assert queue.close_gate("anna") and not queue.close_gate("bert")
+    assert "STOP requested by anna at 2" in queue.gate().text and queue.gate().requested
+    assert queue.claim(holder) is None
+    assert queue.open_gate() and not queue.open_gate()
+    assert "STOP requested by anna" in Path(queue.layout.gates).read_text(encoding="utf-8")
+    assert queue.claim(holder).name == "a"
+    assert os.listdir(host.work) == []
+
+
+def test_checking_the_gate_does_not_move_it(queue: Queue) -> None:
+    assert queue.close_gate("x", check=True) and not queue.gate().closed
+    queue.close_gate("x")
+    assert queue.open_gate(check=True) and queue.gate().closed
+
+
+def test_a_gate_that_a_program_closed_stays_as_it_is(queue: Queue) -> None:
+    Path(queue.jobset.gate).write_text("SAT gidx=3 off=1 stride=4\n", encoding="utf-8")
+    assert not queue.close_gate("anna")
+    queue.enqueue(queue.jobset.offset_jobs())
+    assert queue.gate().solved_by == "t_off1" and not queue.gate().requested
+
+
+def test_a_gate_that_is_no_file_is_closed(queue: Queue, holder: owner.Holder) -> None:
+    os.symlink("nowhere", queue.jobset.gate)
+    queue.enqueue([("a", {})])
+    assert queue.gate().closed and queue.claim(holder) is None
+
+
+RACER = (
+    "import sys\nfrom dirqueue import jobset, owner\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
+    "queue = Queue(Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+    "holder = owner.Holder(queue.layout.workers, 't-' + sys.argv[2])\n"
+    "print('up', flush=True)\nsys.stdin.readline()\n"
+    "while True:\n"
+    "    claim = queue.claim(holder)\n"
+    "    if claim is None:\n        break\n"
+    "    print(claim.name)\n"
+    "    if sys.argv[3] == 'finish':\n        queue.finish(claim, 'done', {'REASON': 'ok'})\n"
+)
+
+
+@pytest.mark.parametrize("then", ["keep", "finish"])
+def test_each_of_500_jobs_is_claimed_once_by_four_processes(host: Any, queue: Queue, then: str) -> None:
+    names = [f"job{number}" for number in range(500)]
+    queue.enqueue([(name, {}) for name in names])
+    racers = [host.python(RACER, str(host.root), str(number), then) for number in range(4)]
+    for racer in racers:
+        racer.stdout.readline()
+    for racer in racers:
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    taken = [racer.communicate()[0].split() for racer in racers]
+    assert sorted(sum(taken, [])) == sorted(names)
+    assert set(host.states().values()) == ({"running"} if then == "keep" else {"done"})
+    assert len(host.owners()) == (500 if then == "keep" else 0)
+    if then == "finish":
+        assert sorted(line["job"] for line in host.history()) == sorted(names)
+
+
+def test_a_claimer_that_died_before_its_job_ran(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    name = host.dead_claimer()
+    os.rename(host.path("running", name), host.path("pending", name))
+    assert host.owners() == ["a.env.owner"]
+    assert queue.claim(holder).name == "a"
+    assert queue.owner_of("a")["OWNER_PID"] == str(os.getpid())
+
+
+def test_recovery_removes_what_a_dead_claimer_left(host: Any, queue: Queue) -> None:
+    queue.enqueue([("a", {})])
+    name = host.dead_claimer()
+    os.rename(host.path("running", name), host.path("pending", name))
+    assert recovered(queue) == {}
+    assert host.owners() == [] and host.states() == {"a": "pending"}
+    assert os.listdir(queue.layout.workers) == []
+
+
+# ---- finish -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "pending"])
+def test_a_result_is_in_the_file_and_in_the_history(host: Any, queue: Queue, holder: owner.Holder, state: str) -> None:
+    queue.enqueue([("a", {"X": "1"})])
+    claim = queue.claim(holder)
+    queue.finish(claim, state, {"REASON": "exit_status", "EXIT_STATUS": "3", "ATTEMPTS": "1"})
+    assert host.states() == {"a": state} and host.owners() == []
+    values = host.values("a")
+    assert (values["X"], values["EXIT_STATUS"], values["CLAIM"], values["RESULT"]) == ("1", "3", claim.id, state)
+    assert host.history() == [
+        {"job": "a", "result": state, "attempts": "1", "exit_status": "3", "reason": "exit_status", "claim": claim.id}
+    ]
+
+
+def test_a_new_attempt_leaves_nothing_of_the_last(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    queue.finish(queue.claim(holder), "pending", {"REASON": "signal", "SIGNAL": "9", "ATTEMPTS": "1"})
+    queue._names.clear()
+    queue.finish(queue.claim(holder), "done", {"REASON": "ok", "EXIT_STATUS": "0", "ATTEMPTS": "2"})
+    assert "SIGNAL" not in host.values("a") and host.values("a")["ATTEMPTS"] == "2"
+
+
+def test_a_claim_that_was_lost_records_nothing(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    claim = queue.claim(holder)
+    with pytest.raises(LostClaim, match="job a is no longer held"):
+        queue.finish(claim._replace(id="another"), "done", {"REASON": "ok"})
+    (host.root / "var/t/queue/running/a.env.owner").unlink()
+    with pytest.raises(LostClaim):
+        queue.finish(claim, "done", {"REASON": "ok"})
+    assert host.states() == {"a": "running"} and host.history() == []
+
+
+def test_a_job_that_was_taken_away_is_a_lost_claim(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    claim = queue.claim(holder)
+    host.path("running", "a").unlink()
+    with pytest.raises(LostClaim):
+        queue.finish(claim, "done", {"REASON": "ok"})
+    assert os.listdir(queue.layout.staging) == []
+
+
+def test_a_job_of_the_largest_size_can_be_finished(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    size = 65536
+    while True:
+        try:
+            queue.enqueue([("a", {"A": "x" * size})])
+            break
+        except QueueError:
+            size -= 8
+    queue.finish(queue.claim(holder), "done", {"REASON": "ok", "DETAIL": "d" * 500, "WORKER": "w" * 200})
+    assert host.states() == {"a": "done"} and len(host.values("a")["A"]) == size
+
+
+def test_a_large_file_put_there_by_hand_blocks_nobody(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    host.put("pending", "a", "A=" + "x" * 65_530 + "\n")
+    claim = queue.claim(holder)
+    if claim:
+        queue.finish(claim, "done", {"REASON": "ok", "DETAIL": "d" * 500})
+    assert set(host.states()) == {"a"} and host.states()["a"] in ("done", "failed") and host.owners() == []
+
+
+# ---- what can't be a job ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["OFFSET\n", "OFFSET=1\nOFFSET=2\n", "x" * 70_000])
+def test_a_malformed_job_fails_and_its_file_is_kept(host: Any, queue: Queue, holder: owner.Holder, text: str) -> None:
+    os.utime(host.put("pending", "bad", text), (1000, 1000))
+    queue.enqueue([("good", {})])
+    assert queue.claim(holder).name == "good"
+    assert host.states() == {"bad": "failed", "good": "running"}
+    values = host.values("bad")
+    assert values["REASON"] == "malformed_job" and values["DETAIL"] and values["RESULT"] == "failed"
+    assert Path(values["ORIGINAL"]).read_text(encoding="utf-8") == text
+    assert host.owners() == ["good.env.owner"] and host.history()[0]["reason"] == "malformed_job"
+    assert "malformed (" in queue.retry()[0].reason
+
+
+def litter(host: Any, state: str) -> dict[str, str]:
+    """Put what can't be jobs into a state; return entry and reason."""
+    outside = host.base / "outside"
+    outside.write_text("SECRET=1\n", encoding="utf-8")
+    host.path(state, "link").symlink_to(outside)
+    os.mkfifo(host.path(state, "fifo"))
+    host.path(state, "folder").mkdir()
+    os.link(outside, host.path(state, "second"))
+    (host.path(state, "x").parent / "notes.txt").write_text("", encoding="utf-8")
+    (host.path(state, "x").parent / ".hidden.env").write_text("", encoding="utf-8")
+    found = {"link": "not a regular file", "fifo": "not a regular file", "folder": "not a regular file", "second": "hard link"}
+    if os.geteuid() == 0:
+        os.chown(host.put(state, "foreign"), 12345, -1)
+        found["foreign"] = "belongs to another user (uid 12345)"
+    return found
+
+
+def test_what_cannot_be_a_job_is_refused_and_named_while_the_rest_goes_on(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    found = litter(host, "pending")
+    queue.enqueue([("good", {})])
+    assert claimed(queue, holder) == ["good"]
+    assert {f"pending/{name}.env" for name in found} < set(queue.refused)
+    for name, reason in found.items():
+        assert reason in queue.refused[f"pending/{name}.env"]
+        with pytest.raises(MalformedJob):
+            queue.read("pending", name)
+    assert queue.refused["pending/'notes.txt'"] == queue.refused["pending/'.hidden.env'"] == "not a job's name"
+    assert all(os.path.lexists(host.path("pending", name)) for name in found), "nothing was moved or removed"
+    assert os.path.exists(host.base / "outside")
+
+
+def test_litter_in_running_disturbs_no_recovery(host: Any, queue: Queue) -> None:
+    litter(host, "running")
+    queue.enqueue([("good", {})])
+    host.dead_claimer()
+    assert recovered(queue)["good"] == "pending"
+
+
+def test_litter_in_failed_disturbs_no_retry(host: Any, queue: Queue) -> None:
+    found = litter(host, "failed")
+    host.put("failed", "good", "REASON=timeout\nATTEMPTS=3\n")
+    changes = {change.name: change.new_state for change in queue.retry()}
+    assert changes == {**dict.fromkeys(found, "failed"), "good": "pending"}
+
+
+def test_a_folder_in_the_way_holds_up_one_job_only(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    host.path("running", "a").mkdir()
+    os.utime(host.put("pending", "a", ""), (1000, 1000))
+    host.put("pending", "b", "")
+    names = []
+    for _turn in range(3):
+        try:
+            claim = queue.claim(holder)
+        except OSError:
+            continue
+        names += [claim.name] if claim else []
+    assert names == ["b"]
+    assert host.owners() == ["b.env.owner"], "what was not claimed has no owner"
+
+
+# ---- retry, remove, adoption ------------------------------------------------------------------------------------
+
+
+def test_retry(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {"X": "1"}), ("b", {})])
+    queue.finish(queue.claim(holder), "failed", {"REASON": "timeout", "ATTEMPTS": "3", "RECOVERIES": "2"})
+    predicted = queue.retry(check=True)
+    assert host.states()["a"] == "failed"
+    assert queue.retry() == predicted
+    assert (predicted[0].old_state, predicted[0].new_state, predicted[0].reason) == ("failed", "pending", "was timeout")
+    assert host.values("a") == {"X": "1", "ENQUEUED_AT": host.values("a")["ENQUEUED_AT"]}
+    assert queue.retry() == []
+    assert [change.reason for change in queue.retry(["b", "nobody"])] == ["left alone: pending", "left alone: there is no such job"]
+    with pytest.raises(QueueError, match="can't be a name"):
+        queue.retry(["../x"])
+
+
+def test_remove(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([(name, {}) for name in ("run", "stay", "go")])
+    queue.claim(holder)
+    log = Path(queue.layout.log, "go.log")
+    log.write_text("x", encoding="utf-8")
+    predicted = queue.remove(None, check=True)
+    assert len(host.states()) == 3
+    assert queue.remove(["go"], ["failed"])[0].reason == "left alone: pending"
+    assert queue.remove(["go"], logs=False)[0].new_state is None and log.exists()
+    queue.enqueue([("go", {})])
+    assert queue.remove(None, logs=True) == predicted
+    assert host.states() == {"run": "running"} and not log.exists()
+    assert "its owner lives" in {change.name: change.reason for change in predicted}["run"]
+
+
+def test_remove_leaves_alone_what_it_cannot_remove(host: Any, queue: Queue) -> None:
+    host.path("pending", "folder").mkdir()
+    host.put("pending", "a", "")
+    host.put("pending", "z", "")
+    changes = {change.name: change.new_state for change in queue.remove(None)}
+    assert changes == {"a": None, "folder": "pending", "z": None}
+
+
+def test_an_older_queue_is_adopted(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    script = host.base / "sagequeue-worker.sh"
+    script.write_text("read wait\n", encoding="utf-8")
+    with subprocess.Popen(["/bin/sh", str(script)], stdin=subprocess.PIPE) as older:
+        running = host.root / "var/t/queue/running"
+        for name, pid in (("t_off0", older.pid), ("t_off1", 4_194_300)):
+            host.put("running", name, f"OFFSET={name[-1]}\n")
+            (running / f"{name}.env.owner").write_text(f"OWNER_PID={pid}\nOWNER_WORKER_ID=1\nOWNER_TS=x\n", encoding="utf-8")
+        host.put("running", "t_off2", "OFFSET=2\n")
+        host.put("done", "t_off3", "OFFSET=3\n")
+        assert {c.name: c.new_state for c in queue.enqueue(queue.jobset.offset_jobs())} == {
+            **dict.fromkeys(("t_off0", "t_off1", "t_off2"), "running"),
+            "t_off3": "done",
+        }
+        assert recovered(queue) == {"t_off1": "pending", "t_off2": "pending"}
+        assert sorted(claimed(queue, holder)) == ["t_off1", "t_off2"]
+        older.kill()
+    assert recovered(queue) == {"t_off0": "pending"}
+
+
+def test_a_queue_that_was_not_made(host: Any, queue: Queue) -> None:
+    os.rmdir(host.root / "var/t/queue/done")
+    with pytest.raises(QueueError, match="jobset t has no usable queue: .*done: No such file"):
+        host.queue()
+
+
+def test_a_queue_behind_a_link_is_refused(host: Any, queue: Queue) -> None:
+    done = host.root / "var/t/queue/done"
+    done.rename(host.base / "elsewhere")
+    done.symlink_to(host.base / "elsewhere")
+    with pytest.raises(QueueError, match="no usable queue"):
+        host.queue()
+
+
+# ---- killed at every point --------------------------------------------------------------------------------------
+
+
+def _work_once(queue: Queue, state: str) -> None:
+    holder = owner.Holder(queue.layout.workers, "t-1")
+    claim = queue.claim(holder)
+    if claim:
+        queue.finish(claim, state, {"REASON": "ok"})
+    holder.release()
+
+
+def _enqueue(queue: Queue) -> None:
+    queue.enqueue([("a", {"X": "1"}), ("b", {})], force=True)
+
+
+DEEDS: dict[str, Any] = {
+    "done": lambda queue: _work_once(queue, "done"),
+    "pending": lambda queue: _work_once(queue, "pending"),
+    "malformed": lambda queue: _work_once(queue, "done"),
+    "enqueue": _enqueue,
+    "retry": lambda queue: queue.retry(),
+    "recover": lambda queue: recovered(queue),
+    "recover malformed": lambda queue: recovered(queue),
+}
+
+
+@pytest.mark.parametrize("deed", list(DEEDS))
+def test_killed_before_any_call_nothing_is_lost_or_stuck(host: Any, killed_at: Any, deed: str) -> None:
+    number = 0
+    killed = True
+    while killed:
+        number += 1
+        name = f"t{number}"
+        host.define(name)
+        text = "not a job\n" if "malformed" in deed else "X=1\n"
+        state = {"retry": "failed", "enqueue": "done"}.get(deed, "pending")
+        host.put(state, "a", text, name)
+        if deed.startswith("recover"):
+            _abandon(host.queue(name))
+        killed = killed_at(lambda name=name: DEEDS[deed](host.queue(name)), number)
+        queue = host.queue(name)
+        assert set(host.states(name)) - {"b"} == {"a"}, f"killed before call {number}: in exactly one state"
+        recovered(queue)
+        assert host.owners(name) == [], f"killed before call {number}: nobody owns anything"
+        assert os.listdir(queue.layout.workers) == []
+        reached = host.states(name)["a"]
+        assert reached in ({"pending", "done"} if deed == "enqueue" else {"pending", "done", "failed"}), f"killed before call {number}"
+        holder = owner.Holder(queue.layout.workers, "after")
+        while claim := queue.claim(holder):
+            assert claim.values.get("X") == ("1" if claim.name == "a" else None)
+            queue.finish(claim, "done", {"REASON": "ok"})
+        assert host.states(name)["a"] == ("failed" if "malformed" in deed or (deed == "retry" and reached == "failed") else "done")
+        attempts = [line["claim"] for line in host.history(name)]
+        assert len(attempts) == len(set(attempts)), f"killed before call {number}: one line per attempt"
+        queue.close()
+    assert number > 5
+
+
+def _abandon(queue: Queue) -> None:
+    """Leave a job in running whose claimer is dead."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            holder = owner.Holder(queue.layout.workers, "t-1")
+            name = "a"
+            if queue._own(name, holder.record("c" * 32), "c" * 32):
+                queue._rename(name, "pending", "running")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert queue.locate("a") == "running"
