@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,15 +83,29 @@ class Host:
         return self.exec("cat", path, text=False).stdout
 
     def connection(self):
-        # Not over the network: these tests are about roles, and several hosts come and go on one bridge.
-        wrapper = self.scratch / "podman"
-        wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(HOST)} podman "$@"\n')
-        wrapper.chmod(0o755)
+        address = subprocess.run([HOST, "address", self.name], capture_output=True, text=True, check=True).stdout.strip()
+        key = subprocess.run([HOST, "key"], capture_output=True, text=True, check=True).stdout.strip()
+        self.wait_for_ssh(address)
         return {
-            "ansible_connection": "containers.podman.podman",
-            "ansible_podman_executable": str(wrapper),
+            "ansible_host": address,
             "ansible_user": self.user,
+            "ansible_ssh_private_key_file": key,
+            "ansible_ssh_pipelining": True,
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ControlPersist=60s",
         }
+
+    @staticmethod
+    def wait_for_ssh(address):
+        """A new host may get the address of an old one, and the bridge needs a while to see that."""
+        end = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection((address, 22), timeout=2).close()
+                return
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
 
     def play(self, role, *, check=False, environment=None, **variables):
         import ansible_runner
@@ -118,6 +134,16 @@ class Host:
         return Play(list(run.events), run.rc)
 
 
+class Container(Host):
+    """The same image without systemd as PID 1: what WSL looks like before its first restart. Nor is there an ssh server."""
+
+    def connection(self):
+        wrapper = self.scratch / "podman"
+        wrapper.write_text(f'#!/bin/sh\nexec {shlex.quote(HOST)} podman "$@"\n')
+        wrapper.chmod(0o755)
+        return {"ansible_connection": "containers.podman.podman", "ansible_podman_executable": str(wrapper)}
+
+
 @pytest.fixture(scope="session")
 def host(tmp_path_factory):
     """A host shared by the tests of this folder. Each test puts back what it changes."""
@@ -129,10 +155,9 @@ def host(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bare_container(tmp_path_factory):
-    """The same image without systemd as PID 1: what WSL looks like before its first restart."""
     name = f"c-{os.getpid()}-no-systemd"
     image = subprocess.run([HOST, "image"], capture_output=True, text=True, check=True).stdout.split()[-1]
     limits = ["--privileged", "--ulimit=nproc=20000:20000", "--ulimit=nofile=20000:20000"]
     subprocess.run([HOST, "podman", "run", "-d", "--name", name, *limits, image, "sleep", "infinity"], check=True, capture_output=True)
-    yield Host(name, tmp_path_factory.mktemp("play"), user="root")
+    yield Container(name, tmp_path_factory.mktemp("play"), user="root")
     subprocess.run([HOST, "podman", "rm", "-f", "-t", "0", name], check=False, capture_output=True)
