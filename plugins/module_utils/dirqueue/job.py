@@ -141,7 +141,7 @@ def check_room(values: dict[str, str]) -> None:
     Raises:
         MalformedJob: it has not.
     """
-    if len(render(before_attempt(values))) > MAX_BYTES - _RESERVED:
+    if len(render(own_values(values))) > MAX_BYTES - _RESERVED:
         raise MalformedJob(f"larger than {MAX_BYTES - _RESERVED} bytes")
 
 

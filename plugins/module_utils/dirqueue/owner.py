@@ -146,7 +146,7 @@ def why_dead(record: dict[str, str], folder: str) -> str:
     """
     if not record:
         return "no readable owner record"
-    pid = int(record["OWNER_PID"]) if record.get("OWNER_PID", "").isascii() and record["OWNER_PID"].isdigit() else 0
+    pid = job.number(record, "OWNER_PID")
     if not pid:
         return "the owner record is incomplete"
     if "OWNER_LOCK" not in record:

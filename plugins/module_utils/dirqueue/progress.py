@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from typing import Any, Optional
 
 from . import owner
@@ -17,6 +16,8 @@ from .queue import Queue
 
 # How much of the history's end the rate is taken from (bytes).
 _TAIL = 512 * 1024
+# From how many jobs the rate is taken.
+_LATEST = 50
 
 
 def history(queue: Queue, tail: int = _TAIL) -> list[dict[str, Any]]:
@@ -63,8 +64,8 @@ def summary(queue: Queue) -> dict[str, Any]:
     """
     counts = queue.counts()
     gate = queue.gate()
-    rate = _rate(queue)
     left = counts["pending"] + counts["running"]
+    rate = _rate(queue, min(max(1, counts["running"]), max(1, left)))
     return {
         "jobset": queue.jobset.name,
         "counts": counts,
@@ -84,20 +85,16 @@ def summary(queue: Queue) -> dict[str, Any]:
     }
 
 
-def _rate(queue: Queue) -> Optional[float]:
-    """Return jobs done per hour, from the latest attempts that ended in done."""
-    done = [attempt for attempt in history(queue) if attempt.get("result") == "done" and attempt.get("started_at")]
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        if done:
-            seconds = _seconds(done[-1]["ended_at"]) - _seconds(done[0]["started_at"])
-            return round(len(done) * 3600 / max(seconds, 0.001), 1)
-    return None
-
-
-def _seconds(text: str) -> float:
-    import calendar
-
-    return calendar.timegm(time.strptime(text[:19], "%Y-%m-%dT%H:%M:%S")) + float(text[19:-1] or 0)
+def _rate(queue: Queue, at_a_time: int) -> Optional[float]:
+    """Return jobs done per hour while so many run: from how long the latest that are done now have taken."""
+    done = set(queue.entries("done"))
+    seconds = []
+    for attempt in history(queue):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if attempt["result"] == "done" and attempt["job"] in done:
+                seconds.append(float(attempt["duration_s"]))
+    latest = seconds[-_LATEST:]
+    return round(at_a_time * 3600 * len(latest) / max(sum(latest), 0.001), 1) if latest else None
 
 
 def jobs(queue: Queue) -> list[dict[str, Any]]:

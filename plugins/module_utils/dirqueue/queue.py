@@ -391,14 +391,15 @@ class Queue:
             claim = os.urandom(16).hex()
             if not self._own(name, holder.record(claim), claim):
                 continue
-            # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
-            self._stuck = Claim(name, claim, {})
             try:
                 self._rename(name, "pending", "running", sync=False)
-            except FileNotFoundError:
+            except OSError as exc:
                 self._disown(name)
-                self._stuck = None
-                continue
+                if isinstance(exc, FileNotFoundError):
+                    continue
+                raise
+            # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
+            self._stuck = Claim(name, claim, {})
             claimed = self._accept(self._stuck)
             if claimed and os.path.lexists(self.jobset.gate):
                 self.finish(claimed, "pending", {"REASON": "gate", "DETAIL": "the gate was closed while it was claimed"})
@@ -533,22 +534,6 @@ class Queue:
         why = owner.why_dead(record or {}, self.layout.workers)
         if not why:
             return Change(name, "running", "running", "left alone: its owner lives")
-        # A claimer with an old list may try this name: it must not own the job from when it is back in pending.
-        owned = record is None and not check
-        if owned and not self._own(name, holder.record("recover"), os.urandom(16).hex(), locked=True):
-            return Change(name, "running", "running", "left alone: somebody is trying to claim it")
-        dead = record or {}
-        try:
-            change = self._recover_owned(name, dead, why, end, check)
-        except BaseException:
-            if owned:
-                self._disown(name)
-            raise
-        if owned or (change.new_state != "running" and not check):
-            self._disown(name)
-        return change
-
-    def _recover_owned(self, name: str, dead: dict[str, str], why: str, end: Callable[[str, str], None], check: bool) -> Change:
         try:
             reason = self.why_refused("running", name)
         except FileNotFoundError:
@@ -556,23 +541,35 @@ class Queue:
             return Change(name, state, state, "left alone: no longer running")
         if reason:
             return Change(name, "running", "running", f"refused: {reason}")
+        dead = record or {}
         claim = dead.get("OWNER_CLAIM", "")
         if not check:
             end(name, claim)
+        if not claim:
+            claim = os.urandom(16).hex()
+            # Somebody must own it until it is back in pending: a claimer with an old list may try this name.
+            if not check and not self._take_over(name, holder.record(claim), claim):
+                return Change(name, "running", "running", "left alone: somebody is trying to claim it")
         try:
             values = self.read("running", name)
-            if not (claim and values.get("CLAIM") == claim and values.get("RESULT") in STATES):
+            if values.get("CLAIM") != claim or values.get("RESULT") not in STATES:
                 job.check_room(values)
-                values = self._recovered(name, values, claim or os.urandom(16).hex(), dead.get("OWNER_WORKER_ID", ""), why)
+                values = self._recovered(name, values, claim, dead.get("OWNER_WORKER_ID", ""), why)
                 if not check:
                     self._overwrite("running", name, values)
             if not check:
                 self._carry_out(name, values, locked=True)
+                self._disown(name)
         except MalformedJob as exc:
             if not check:
-                self.reject(Claim(name, os.urandom(16).hex(), {}), str(exc), locked=True)
+                self.reject(Claim(name, claim, {}), str(exc), locked=True)
             return Change(name, "running", "failed", f"malformed_job: {exc}")
         return Change(name, "running", values["RESULT"], f"{values['REASON']}: {values.get('DETAIL', '')}")
+
+    def _take_over(self, name: str, record: bytes, claim: str) -> bool:
+        """Own an orphan whose record is missing or names no claim. The caller holds the lock."""
+        self._disown(name)
+        return self._own(name, record, claim, locked=True)
 
     def _recovered(self, name: str, values: dict[str, str], claim: str, worker: str, why: str) -> dict[str, str]:
         recoveries = job.number(values, "RECOVERIES") + 1
