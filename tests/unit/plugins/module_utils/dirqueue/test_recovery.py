@@ -1,0 +1,205 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""Orphans: workers and claimers that are really killed, and what becomes of their jobs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Change, Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+
+# It runs for ever, as often as it is started, until the file go is there.
+LONG = "touch started.$SAGEQUEUE_JOB\nwhile ! test -e go; do sleep 0.05; done\n"
+
+
+def bring_back(queue: Queue, **more: Any) -> list[Change]:
+    return recover(queue, make(queue.layout, queue.jobset), **more)
+
+
+def test_a_worker_killed_in_mid_job(host: Any, wait_for: Any) -> None:
+    host.script(LONG)
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {"X": "1"})])
+    worker = host.worker()
+    wait_for(lambda: host.alive("a") and (host.work / "started.a").exists())
+    assert queue.why_orphan("a") == "" and bring_back(queue) == []
+    worker.kill()
+    worker.wait()
+    assert host.alive("a"), "the job outlives its worker"
+    assert queue.why_orphan("a")
+    predicted = bring_back(queue, check=True)
+    assert host.states() == {"a": "running"} and host.alive("a")
+    changes = bring_back(queue)
+    assert [(c.name, c.new_state) for c in changes] == [(c.name, c.new_state) for c in predicted] == [("a", "pending")]
+    assert host.alive("a") == [] and host.owners() == [] and os.listdir(queue.layout.workers) == []
+    values = host.values("a")
+    assert (values["REASON"], values["RECOVERIES"], values.get("ATTEMPTS", "0"), values["WORKER"]) == ("orphan", "1", "0", "t-1")
+    (host.work / "go").touch()
+    host.work_off("t-2")
+    assert host.states() == {"a": "done"} and host.values("a")["RECOVERIES"] == "1"
+    assert [line["reason"] for line in host.history()] == ["orphan", "ok"]
+
+
+def test_a_new_worker_recovers_at_its_start(host: Any, wait_for: Any) -> None:
+    host.script(LONG)
+    host.define()
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    first = wait_for(lambda: host.alive("a"))
+    worker.kill()
+    worker.wait()
+    (host.work / "go").touch()
+    assert "running -> pending" in host.work_off("t-2")
+    assert host.states() == {"a": "done"} and not any(owner.process_start(pid) for pid in first)
+
+
+def test_a_result_that_was_written_is_carried_out(host: Any, wait_for: Any, killed_at: Any) -> None:
+    host.define()
+    queue = host.queue()
+
+    def finish() -> None:
+        holder = owner.Holder(queue.layout.workers, "t-1")
+        claim = queue.claim(holder)
+        # What finish does first; then the worker dies.
+        values = {**claim.values, "REASON": "ok", "EXIT_STATUS": "0", "CLAIM": claim.id, "RESULT": "done", "ATTEMPTS": "1"}
+        queue._overwrite("running", claim.name, values)
+
+    queue.enqueue([("a", {"X": "1"})])
+    assert not killed_at(finish, 10_000)
+    assert host.states() == {"a": "running"}
+    predicted = bring_back(queue, check=True)
+    assert [c.new_state for c in predicted] == ["done"]
+    assert [c.new_state for c in bring_back(queue)] == ["done"]
+    assert host.values("a")["EXIT_STATUS"] == "0" and "RECOVERIES" not in host.values("a")
+    assert [line["reason"] for line in host.history()] == ["ok"]
+
+
+def test_a_poison_job_fails_after_so_many_workers(host: Any) -> None:
+    host.define(recoveries=3)
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    for state in ("pending", "pending", "failed"):
+        queue._names.clear()
+        host.dead_claimer()
+        assert [c.new_state for c in bring_back(queue, check=True)] == [state]
+        assert [c.new_state for c in bring_back(queue)] == [state]
+    assert host.values("a")["REASON"] == "too_many_recoveries" and "3 times" in host.values("a")["DETAIL"]
+    assert queue.retry()[0].new_state == "pending" and "RECOVERIES" not in host.values("a")
+
+
+def test_a_job_that_solved_before_its_worker_died_is_done(host: Any) -> None:
+    host.define(stride=2)
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs())
+    assert {host.dead_claimer(), host.dead_claimer()} == {"t_off0", "t_off1"}
+    Path(queue.jobset.gate).write_text("SAT gidx=1 off=1 stride=2\n", encoding="utf-8")
+    assert {c.name: c.new_state for c in bring_back(queue)} == {"t_off0": "pending", "t_off1": "done"}
+    assert host.values("t_off1")["REASON"] == "solved"
+
+
+@pytest.mark.parametrize("record", [None, "", "OWNER_PID", "OWNER_TS=x\n", "OWNER_PID=x\n", "OWNER_PID=1\n", "\0\0\0"])
+def test_a_record_that_says_nothing_makes_an_orphan(host: Any, record: str | None) -> None:
+    host.define()
+    queue = host.queue()
+    host.put("running", "a", "X=1\n")
+    if record is not None:
+        (host.root / "var/t/queue/running/a.env.owner").write_text(record, encoding="utf-8")
+    assert [(c.name, c.new_state) for c in bring_back(queue)] == [("a", "pending")]
+    assert host.owners() == [] and host.values("a")["X"] == "1"
+
+
+def test_a_malformed_orphan_fails(host: Any) -> None:
+    host.define()
+    host.put("running", "a", "nonsense\n")
+    host.put("running", "b", "X=1\n")
+    assert {c.name: c.new_state for c in bring_back(host.queue(), check=True)} == {"a": "failed", "b": "pending"}
+    assert {c.name: c.new_state for c in bring_back(host.queue())} == {"a": "failed", "b": "pending"}
+
+
+def test_a_live_job_is_never_touched_however_many_recover(host: Any, wait_for: Any) -> None:
+    host.script(LONG)
+    host.define()
+    host.queue().enqueue([(f"job{number}", {}) for number in range(3)])
+    workers = [host.worker(f"t-{number}") for number in range(3)]
+    wait_for(lambda: all(host.alive(f"job{number}") for number in range(3)))
+    before = {name: host.alive(name) for name in host.states()}
+    recoverers = [host.python("import sys\nfrom dirqueue.cli import main\n"
+                              "for _ in range(10):\n    main(['--root', sys.argv[1], 'recover', 't'])\n", str(host.root))
+                  for _ in range(2)]  # fmt: skip
+    assert [recoverer.wait(60) for recoverer in recoverers] == [0, 0]
+    assert set(host.states().values()) == {"running"}
+    assert all(set(host.alive(name)) & set(pids) for name, pids in before.items())
+    (host.work / "go").touch()
+    wait_for(lambda: set(host.states().values()) == {"done"})
+    assert all(values["reason"] == "ok" for values in host.history())
+    for worker in workers:
+        worker.terminate()
+        assert worker.wait(30) == 0
+
+
+def test_many_recover_at_once_after_a_crash(host: Any, wait_for: Any) -> None:
+    """As after a reboot: every worker finds all orphans, and the first takes them up while the others still recover."""
+    host.script("sleep 0.2\n")
+    host.define(attempts=1)
+    queue = host.queue()
+    queue.enqueue([(f"job{number}", {}) for number in range(8)])
+    for _number in range(8):
+        host.dead_claimer()
+    workers = [host.worker(f"t-{number}", "--until-idle") for number in range(4)]
+    for worker in workers:
+        worker.wait(60)
+    host.work_off("t-9")
+    assert set(host.states().values()) == {"done"}, [host.values(name) for name in host.states()]
+    assert {host.values(name)["RECOVERIES"] for name in host.states()} == {"1"}
+
+
+def test_what_another_recovered_and_lost_again_is_ended_too(host: Any, wait_for: Any) -> None:
+    """Between the look and the lock the job gets a second owner, which dies as well and leaves its process behind."""
+    host.script(LONG)
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    host.dead_claimer()
+    runner = make(queue.layout, queue.jobset)
+    really_end = runner.end
+
+    def end(carries: dict[str, str]) -> None:
+        runner.end = really_end  # type: ignore[method-assign]
+        really_end(carries)
+
+    second: list[Any] = []
+    plain_lock = queue.lock
+
+    def late_lock() -> Any:
+        queue.lock = plain_lock  # type: ignore[method-assign]
+        other = host.queue()
+        bring_back(other)
+        worker = host.worker()
+        wait_for(lambda: host.alive("a"))
+        worker.kill()
+        worker.wait()
+        second.extend(host.alive("a"))
+        return plain_lock()
+
+    runner.end = end  # type: ignore[method-assign]
+    queue.lock = late_lock  # type: ignore[method-assign]
+    recover(queue, runner)
+    assert second
+    assert host.states() == {"a": "running"} or host.alive("a") == [], "in pending, nothing of it may run"
+
+
+def test_old_leftovers_in_staging_are_removed(host: Any, killed_at: Any) -> None:
+    host.define()
+    queue = host.queue()
+    assert killed_at(lambda: queue.enqueue([("a", {})]), 4)
+    left = os.listdir(queue.layout.staging)
+    bring_back(queue)
+    assert os.listdir(queue.layout.staging) == left, "what is young may belong to somebody"

@@ -1,0 +1,281 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""The worker: the real program, real jobs, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_a_job_that_succeeds(host: Any) -> None:
+    host.script('echo "out $JOB_OFFSET of $*"; echo err >&2\nenv | grep ^SAGEQUEUE_ | sort\n')
+    host.define(stride=8, args="--graph rook", environment={"MODE": "fast"})
+    host.queue().enqueue(host.queue().jobset.offset_jobs([3]))
+    said = host.work_off()
+    values = host.values("t_off3")
+    assert host.states() == {"t_off3": "done"}
+    assert (values["REASON"], values["EXIT_STATUS"], values["ATTEMPTS"], values["WORKER"]) == ("ok", "0", "1", "t-1")
+    assert float(values["DURATION_S"]) > 0 and values["STARTED_AT"] < values["ENDED_AT"] and int(values["PEAK_MEMORY_KIB"]) > 100
+    log = host.log("t_off3")
+    assert "out 3 of --graph rook --stride 8 --offset 3" in log and "err" in log
+    for line in (f"SAGEQUEUE_CLAIM={values['CLAIM']}", "SAGEQUEUE_JOB=t_off3", "SAGEQUEUE_ATTEMPT=1", "SAGEQUEUE_GATE=t_stop.txt"):
+        assert line in log
+    assert "attempt 1 of t_off3, worker t-1" in log and "done: ok" in log
+    (line,) = host.history()
+    assert (line["job"], line["result"], line["reason"], line["claim"]) == ("t_off3", "done", "ok", values["CLAIM"])
+    assert "job t_off3: done after" in said
+    assert os.listdir(host.root / "var/t/run/workers") == [] and host.owners() == []
+
+
+NASTY = ["$(touch pwned)", "`touch pwned`", "; touch pwned", "a 'b' \"c\" \\n", " lead and trail ", "-e", "*", "äöü 日本 😀", "", "x=y=z", "{b}"]
+
+
+def test_values_reach_the_job_exactly(host: Any) -> None:
+    host.script("import json, os, sys\njson.dump([sys.argv[1:], os.environ['JOB_A'], os.environ['E']], open('got', 'w'))\n", "job.py")
+    host.define(script="job.py", command=[os.sys.executable], args=["{a}", "plain"], environment={"E": "$(touch pwned) 'ä'"})  # type: ignore[attr-defined]
+    for value in NASTY:
+        host.queue().enqueue([("a", {"A": value})], force=True)
+        host.work_off()
+        assert json.loads((host.work / "got").read_text()) == [[value, "plain"], value, "$(touch pwned) 'ä'"]
+        (host.work / "got").unlink()
+    assert not list(host.base.rglob("pwned"))
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "key", "value"),
+    [("exit 3", "exit_status", "EXIT_STATUS", "3"), ("kill -9 $$", "signal", "SIGNAL", "9"), ("kill -11 $$", "signal", "SIGNAL", "11")],
+)
+def test_a_job_that_fails(host: Any, script: str, reason: str, key: str, value: str) -> None:
+    host.script(f"echo x >> ran\n{script}\n")
+    host.define(attempts=2)
+    host.queue().enqueue([("a", {})])
+    host.work_off()
+    values = host.values("a")
+    assert host.states() == {"a": "failed"}
+    assert (values["REASON"], values[key], values["ATTEMPTS"]) == (reason, value, "2")
+    assert (host.work / "ran").read_text() == "x\nx\n"
+    assert [(line["result"], line["attempts"]) for line in host.history()] == [("pending", "1"), ("failed", "2")]
+
+
+def test_a_job_that_takes_too_long(host: Any) -> None:
+    host.script("trap '' TERM\nsh -c 'trap \"\" TERM; while :; do sleep 0.1; done' &\nwhile :; do sleep 0.1; done\n")
+    host.define(timeout=0.5, grace=0.3, attempts=1)
+    host.queue().enqueue([("a", {})])
+    host.work_off()
+    assert host.states() == {"a": "failed"} and host.values("a")["REASON"] == "timeout"
+    assert "longer than 0.5 s" in host.values("a")["DETAIL"] and host.alive("a") == []
+
+
+@pytest.mark.parametrize("polite", [True, False])
+def test_sigterm_puts_the_job_back_and_ends_all_of_it(host: Any, wait_for: Any, polite: bool) -> None:
+    trap = "trap 'touch asked; exit 0' TERM" if polite else "trap 'touch asked' TERM"
+    host.script(f"{trap}\nsetsid sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' &\ntouch up\nwhile :; do sleep 0.1; done\n")
+    host.define(grace=1, attempts=1)
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    wait_for(lambda: (host.work / "up").exists() and len(host.alive("a")) > 2)
+    worker.terminate()
+    assert worker.wait(8) == 0
+    assert (host.work / "asked").exists()
+    assert host.states() == {"a": "pending"} and host.alive("a") == [] and host.owners() == []
+    values = host.values("a")
+    assert (values["REASON"], values["DETAIL"], values["ATTEMPTS"]) == ("worker_stopped", "SIGTERM", "0")
+    assert "worker t-1 stops (SIGTERM)" in host.said()
+
+
+def test_an_idle_worker_stops_at_once(host: Any, wait_for: Any) -> None:
+    host.script("")
+    host.define()
+    worker = host.worker()
+    wait_for(lambda: "starts" in host.said() and os.listdir(host.root / "var/t/run/workers"))
+    worker.send_signal(signal.SIGINT)
+    assert worker.wait(10) == 0 and os.listdir(host.root / "var/t/run/workers") == []
+
+
+@pytest.mark.parametrize("ending", ["exit 1", "kill -9 $$", "exit 0"])
+def test_nothing_of_an_attempt_is_left(host: Any, ending: str) -> None:
+    """A wrapper may die and leave the real program; the next attempt must not run beside it."""
+    host.script(f"test -s first && {{ kill -0 $(cat first) && touch twice; exit 0; }}\nsetsid sleep 300 &\necho $! > first\n{ending}\n")
+    host.define(attempts=3)
+    host.queue().enqueue([("a", {})])
+    host.work_off()
+    assert host.states() == {"a": "done"}
+    assert not (host.work / "twice").exists() and host.alive("a") == []
+
+
+def test_a_gate_closed_while_a_job_runs(host: Any) -> None:
+    host.script('echo "STOP requested by test" > "$SAGEQUEUE_GATE"\n')
+    host.define()
+    host.queue().enqueue([("a", {}), ("b", {})])
+    host.work_off()
+    assert host.states() == {"a": "pending", "b": "pending"}
+    assert (host.values("a")["REASON"], host.values("a")["ATTEMPTS"]) == ("gate", "0") and "REASON" not in host.values("b")
+
+
+def test_a_failure_under_a_closed_gate_is_a_failure(host: Any) -> None:
+    host.script('echo "STOP requested by test" > "$SAGEQUEUE_GATE"; exit 3\n')
+    host.define(attempts=1)
+    host.queue().enqueue([("a", {})])
+    host.work_off()
+    assert host.states() == {"a": "failed"}
+
+
+@pytest.mark.parametrize("more", ["", "x" * 100_000])
+def test_a_solved_jobset(host: Any, more: str) -> None:
+    """The job that the gate names is done, the other that stops early goes back, no more are claimed."""
+    host.script(
+        f'case $JOB_OFFSET in 0) while ! test -e t_stop.txt; do sleep 0.05; done;; '
+        f'1) while ! test -e ../sagequeue/var/t/queue/running/t_off0.env; do sleep 0.05; done; '
+        f'echo "SAT gidx=1 off=1 stride=3 {more}" > new; mv new t_stop.txt;; esac\n'
+    )
+    host.define(stride=3)
+    host.queue().enqueue(host.queue().jobset.offset_jobs())
+    workers = [host.worker(f"t-{number}", "--until-idle") for number in (1, 2)]
+    assert [worker.wait(60) for worker in workers] == [0, 0]
+    assert host.states() == {"t_off0": "pending", "t_off1": "done", "t_off2": "pending"}
+    assert (host.values("t_off1")["REASON"], host.values("t_off0")["REASON"]) == ("solved", "gate")
+    assert host.values("t_off1")["DETAIL"].startswith("SAT gidx=1 off=1 stride=3")
+
+
+def test_jobs_that_cannot_be_understood_fail_at_once(host: Any) -> None:
+    host.script("touch ran.$SAGEQUEUE_JOB\n")
+    host.define(args="{graph}", stride=2)
+    for name, text in (("bad", "nonsense\n"), ("lacks", "X=1\n"), ("outside", "GRAPH=g\nOFFSET=2\n"), ("good", "GRAPH=g\nOFFSET=1\n")):
+        host.put("pending", name, text)
+    host.work_off()
+    assert host.states() == {"bad": "failed", "lacks": "failed", "outside": "failed", "good": "done"}
+    assert {host.values(name)["REASON"] for name in ("bad", "lacks", "outside")} == {"malformed_job"}
+    assert "{graph}" in host.values("lacks")["DETAIL"] and "outside the stride 2" in host.values("outside")["DETAIL"]
+    assert [path.name for path in host.work.glob("ran.*")] == ["ran.good"]
+
+
+def test_a_missing_script_burns_nothing(host: Any, wait_for: Any) -> None:
+    host.define(attempts=1)
+    host.queue().enqueue([("a", {"X": "1"})])
+    before = host.path("pending", "a").read_bytes()
+    host.worker()
+    wait_for(lambda: "waiting: the script" in host.said())
+    assert f"{host.work}/job.sh is not there; put it there" in host.said()
+    assert host.path("pending", "a").read_bytes() == before
+    host.script("true\n")
+    wait_for(lambda: host.states() == {"a": "done"})
+    assert host.values("a")["ATTEMPTS"] == "1" and host.said().count("is not there") == 1
+
+
+def test_a_script_that_goes_away_is_no_fault_of_the_job(host: Any, wait_for: Any) -> None:
+    host.script("rm job.sh; exit 127\n")
+    host.define(attempts=1)
+    host.queue().enqueue([("a", {})])
+    host.worker()
+    wait_for(lambda: host.history())
+    wait_for(lambda: host.states() == {"a": "pending"})
+    assert (host.values("a")["REASON"], host.values("a")["ATTEMPTS"]) == ("runner_lost", "0")
+
+
+def test_a_replaced_program_is_taken_up_after_the_job(host: Any, wait_for: Any) -> None:
+    host.script("touch up; while ! test -e go; do sleep 0.05; done\n")
+    host.define()
+    host.queue().enqueue([("a", {}), ("b", {})])
+    worker = host.worker()
+    wait_for(lambda: (host.work / "up").exists())
+    new = host.program.with_suffix(".new")
+    new.write_bytes(host.program.read_bytes())
+    new.rename(host.program)
+    (host.work / "go").touch()
+    assert worker.wait(30) == 0
+    assert host.states() == {"a": "done", "b": "pending"} and "the program was replaced" in host.said()
+
+
+def test_a_changed_definition_holds_from_the_next_job_on(host: Any, wait_for: Any) -> None:
+    host.script("echo $1 >> got\n")
+    host.define(args="first")
+    host.worker()
+    host.queue().enqueue([("a", {})])
+    wait_for(lambda: host.states() == {"a": "done"})
+    host.define(args="second")
+    wait_for(lambda: "definition has changed" in host.said())
+    host.queue().enqueue([("b", {})])
+    wait_for(lambda: host.states()["b"] == "done")
+    assert (host.work / "got").read_text() == "first\nsecond\n"
+
+
+def test_a_broken_definition_is_waited_out(host: Any, wait_for: Any) -> None:
+    host.script("true\n")
+    host.define()
+    queue = host.queue()
+    worker = host.worker()
+    wait_for(lambda: "starts" in host.said())
+    path = host.root / "etc/jobsets/t.json"
+    path.write_text("{", encoding="utf-8")
+    wait_for(lambda: "waiting: jobset t" in host.said())
+    queue.enqueue([("a", {})])
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(6)
+    assert host.states() == {"a": "pending"}
+    host.define()
+    wait_for(lambda: host.states() == {"a": "done"})
+
+
+def test_refused_entries_are_named_once(host: Any, wait_for: Any) -> None:
+    host.script("true\n")
+    host.define()
+    for name in ("one", "two", "three"):
+        host.path("pending", name).symlink_to("/etc/passwd")
+    worker = host.worker()
+    wait_for(lambda: all(f"{name}.env" in host.said() for name in ("one", "two", "three")))
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(2)
+    assert host.said().count("one.env") == 1 and len(host.said().splitlines()) < 8
+
+
+def test_without_descriptors_nothing_is_lost_and_nothing_left_running(host: Any, wait_for: Any) -> None:
+    host.script("trap '' TERM\ntouch up\nwhile :; do sleep 0.1; done\n")
+    host.define(timeout=3, grace=0.2, attempts=1)
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    wait_for(lambda: (host.work / "up").exists())
+    before = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)[1]))
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(5)
+    assert host.states() == {"a": "running"} and host.owners()
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
+    wait_for(lambda: host.states() == {"a": "failed"})
+    assert host.values("a")["REASON"] == "timeout" and host.alive("a") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_while_finishing(host: Any, wait_for: Any) -> None:
+    var = host.root / "var"
+    var.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(var)], check=False).returncode != 0:
+        pytest.skip("may not mount a file system")
+    try:
+        host.script("touch up; while ! test -e go; do sleep 0.05; done\n")
+        host.define()
+        queue = host.queue()
+        queue.enqueue([("a", {})])
+        host.worker()
+        wait_for(lambda: (host.work / "up").exists())
+        ballast = Path(var, "ballast")
+        with pytest.raises(OSError, match="No space left"), open(ballast, "wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        (host.work / "go").touch()
+        wait_for(lambda: "can't be recorded: No space left on device" in host.said())
+        assert host.states() == {"a": "running"} and queue.why_orphan("a") == ""
+        ballast.unlink()
+        wait_for(lambda: host.states() == {"a": "done"})
+        assert host.values("a")["REASON"] == "ok" and [line["reason"] for line in host.history()] == ["ok"]
+        assert host.said().count("can't be recorded") == 1
+    finally:
+        host.close()
+        subprocess.run(["umount", "--lazy", str(var)], check=True)
