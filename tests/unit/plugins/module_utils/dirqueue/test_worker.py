@@ -270,7 +270,7 @@ def test_a_full_disk_while_finishing(host: Any, wait_for: Any) -> None:
             while file.write(b"x" * 4096):
                 pass
         (host.work / "go").touch()
-        wait_for(lambda: "can't be recorded: No space left on device" in host.said())
+        wait_for(lambda: "can't be recorded" in host.said() and "No space left on device" in host.said())
         assert host.states() == {"a": "running"} and queue.why_orphan("a") == ""
         ballast.unlink()
         wait_for(lambda: host.states() == {"a": "done"})

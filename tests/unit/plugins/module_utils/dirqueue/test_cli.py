@@ -1,0 +1,102 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""The program sagequeue: arguments, output, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+
+def test_version_and_usage(host: Any) -> None:
+    assert host.sagequeue("--version").stdout.startswith("sagequeue 0.")
+    assert host.sagequeue().returncode == host.sagequeue("dance").returncode == 2
+
+
+def test_the_root_is_above_the_programs_folder(host: Any, tmp_path: Any) -> None:
+    host.define("rook")
+    assert json.loads(host.sagequeue("progress", "--json").stdout)[0]["jobset"] == "rook"
+    link = tmp_path / "sagequeue-link"
+    link.symlink_to(host.program)
+    ran = subprocess.run([sys.executable, str(link), "progress", "rook"], capture_output=True, text=True, cwd="/", check=True)
+    assert ran.stdout.startswith("rook [")
+    assert host.sagequeue("--root", str(tmp_path / "other"), "progress").stderr == "sagequeue: no jobset is defined on this host; run setup\n"
+
+
+@pytest.mark.parametrize("instance", ["rook", "rook-", "rook-x", "-1x"])
+def test_bad_instances(host: Any, instance: str) -> None:
+    ran = host.sagequeue("worker", "--", instance)
+    assert ran.returncode == 78 and "is not JOBSET-NUMBER" in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_a_jobset_with_dashes(host: Any) -> None:
+    host.define("rook-r3-b")
+    host.script("true\n")
+    assert host.sagequeue("worker", "rook-r3-b-12", "--until-idle").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [(["worker", "rok-1"], 78), (["recover", "rok"], 78), (["progress", "rok"], 1), (["progress", "../x"], 1)]
+)
+def test_unknown_jobsets(host: Any, words: list[str], status: int) -> None:
+    host.define("rook")
+    ran = host.sagequeue(*words)
+    assert ran.returncode == status and ran.stderr.startswith("sagequeue: ") and "Traceback" not in ran.stderr
+    if "../x" not in words:
+        assert "jobset rok is not defined on this host; did you mean rook?" in ran.stderr
+
+
+def test_recover(host: Any) -> None:
+    host.define("t")
+    host.put("running", "a")
+    ran = host.sagequeue("recover", "t")
+    assert ran.returncode == 0 and "job a: running -> pending (orphan" in ran.stdout
+    assert host.sagequeue("recover", "t").stdout == ""
+
+
+def test_following_ends_when_nothing_more_happens(host: Any) -> None:
+    host.script("sleep 0.3\n")
+    host.define("t")
+    host.queue().enqueue([("a", {}), ("b", {})])
+    worker = host.worker("t-1")
+    ran = host.sagequeue("progress", "t", "--follow", "--interval", "0.1")
+    worker.terminate()
+    lines = ran.stdout.splitlines()
+    assert ran.returncode == 0 and lines[-1].startswith("t [####") and "2/2 done" in lines[-1]
+    assert len(lines) == len(set(lines)), "each state is shown once where there is no terminal"
+
+
+def test_a_reader_that_goes_away_is_no_error(host: Any) -> None:
+    host.define("t")
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run([sys.executable, str(host.program), "progress"], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert "Traceback" not in ran.stderr
+
+
+def test_files_are_private_whatever_the_umask(host: Any) -> None:
+    host.script("touch mine\n")
+    host.define("t")
+    host.put("pending", "a")
+    assert host.sagequeue("worker", "t-1", "--until-idle", preexec_fn=lambda: os.umask(0)).returncode == 0
+    var = host.root / "var/t"
+    for path in (var / "log/a.log", var / "run/history.jsonl", var / "queue/done/a.env"):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_carriers(host: Any) -> None:
+    process = subprocess.Popen(["sleep", "60"], env={**os.environ, "TOKEN": "x y", "SAGEQUEUE_ROOT": str(host.root)}, start_new_session=True)
+    words = ["carriers", "TOKEN=x y", f"SAGEQUEUE_ROOT={host.root}"]
+    assert host.sagequeue(*words).stdout.split() == [str(process.pid)]
+    assert host.sagequeue(*words, "--spare-session", str(process.pid), "--signal", "9").stdout.split() == []
+    assert host.sagequeue("carriers", "TOKEN=x", f"SAGEQUEUE_ROOT={host.root}").stdout.split() == []
+    assert host.sagequeue(*words, "--until-gone").returncode == 0
+    assert process.wait(10) == -9

@@ -1,0 +1,225 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""The queue_* modules, each as a real process with its arguments on stdin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+pytest.importorskip("ansible.module_utils.basic")
+
+COLLECTIONS = Path(__file__).resolve().parents[4] / "playbooks" / "collections"
+
+
+@pytest.fixture
+def call(host: Any) -> Callable[..., dict[str, Any]]:
+    """Run a module; the result says whether it failed."""
+
+    def run(module: str, /, check: bool = False, **options: Any) -> dict[str, Any]:
+        if module != "queue_program":
+            options.setdefault("root", str(host.root))
+        arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": str(host.base)}
+        start = (
+            "import sys\n"
+            "from ansible.module_utils import basic\n"
+            # What Ansible's own wrapper sets.
+            "basic._ANSIBLE_PROFILE = 'legacy'\n"
+            f"from ansible_collections.sagequeue.batch.plugins.modules import {module}\n"
+            f"{module}.main()\n"
+        )
+        path = os.pathsep.join([str(COLLECTIONS), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            [sys.executable, "-c", start],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.stdout, done.stderr
+        result: dict[str, Any] = json.loads(done.stdout)
+        result.pop("invocation", None)
+        assert bool(result.get("failed")) == (done.returncode != 0)
+        return result
+
+    return run
+
+
+def agree(predicted: dict[str, Any], real: dict[str, Any]) -> None:
+    """Check that check mode said what the real run did."""
+    for key in ("changed", "jobs", "diff", "msg"):
+        assert predicted.get(key) == real.get(key), key
+
+
+DEFINITION = {"script": "job.sh", "command": "/bin/sh", "stride": 4, "environment": {"TOKEN": "s3cret"}}
+
+
+def define(call: Any, host: Any, check: bool = False, **more: Any) -> dict[str, Any]:
+    return call("queue_jobset", check, name="t", definition={**DEFINITION, "workdir": str(host.work), **more})
+
+
+def test_define(call: Any, host: Any) -> None:
+    predicted = define(call, host, check=True)
+    assert not (host.root / "var").exists() and not (host.root / "etc").exists()
+    real = define(call, host)
+    agree(predicted, real)
+    assert real["changed"] and real["path"] == str(host.root / "etc/jobsets/t.json")
+    assert real["definition"]["stride"] == 4 and real["definition"]["supervisor"] == "systemd"
+    assert not define(call, host)["changed"]
+    changed = define(call, host, check=True, stride=8)
+    assert changed["changed"] and '"stride": 4' in changed["diff"]["before"] and '"stride": 8' in changed["diff"]["after"]
+
+
+def test_secrets_are_not_shown(call: Any, host: Any) -> None:
+    first = define(call, host)
+    second = define(call, host, environment={"TOKEN": "n3w"})
+    assert second["changed"] and second["diff"]["before"] != second["diff"]["after"]
+    assert "TOKEN" in str(first) and not any(secret in str([first, second]) for secret in ("s3cret", "n3w"))
+    assert "n3w" in (host.root / "etc/jobsets/t.json").read_text()
+
+
+def test_a_bad_definition_changes_nothing(call: Any, host: Any) -> None:
+    failed = define(call, host, strid=4)
+    assert failed["failed"] and "jobset t: unknown key 'strid'; did you mean stride?" in failed["msg"]
+    assert not (host.root / "etc").exists()
+
+
+def test_forget(call: Any, host: Any) -> None:
+    define(call, host)
+    host.queue().enqueue([("a", {})])
+    predicted = call("queue_jobset", True, name="t", state="absent")
+    agree(predicted, call("queue_jobset", name="t", state="absent"))
+    assert predicted["changed"] and not call("queue_jobset", name="t", state="absent")["changed"]
+    assert host.states() == {"a": "pending"}
+    outside = host.root / "x.json"
+    outside.write_text("{}", encoding="utf-8")
+    assert call("queue_jobset", name="../../x", state="absent")["failed"] and outside.exists()
+
+
+def test_enqueue(call: Any, host: Any) -> None:
+    define(call, host)
+    predicted = call("queue_enqueue", True, jobset="t")
+    assert host.states() == {}
+    real = call("queue_enqueue", jobset="t")
+    agree(predicted, real)
+    assert [(job["name"], job["old_state"], job["new_state"], job["changed"]) for job in real["jobs"]] == [
+        (f"t_off{number}", None, "pending", True) for number in range(4)
+    ]
+    assert real["diff"]["after"].splitlines()[3] == "t_off3: pending" and real["counts"]["pending"] == 4
+    again = call("queue_enqueue", jobset="t", offsets=[1, 2])
+    assert not again["changed"] and again["msg"] == "0 enqueued; 2 left alone: already pending"
+
+
+def test_enqueue_jobs_of_ones_own(call: Any, host: Any) -> None:
+    define(call, host)
+    call("queue_enqueue", jobset="t", jobs=[{"name": "a", "values": {"TITLE": "any $(text)", "N": 3}}])
+    assert host.values("a")["TITLE"] == "any $(text)" and host.values("a")["N"] == "3"
+    listed = host.base / "jobs.txt"
+    listed.write_text("# mine\nb TITLE='x y'\nc\n", encoding="utf-8")
+    assert call("queue_enqueue", jobset="t", jobs_file=str(listed))["changed"]
+    assert host.values("b")["TITLE"] == "x y" and set(host.states()) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobset": "tt"}, "jobset tt is not defined on this host; did you mean t?"),
+        ({"jobset": "t", "offsets": [0, 4]}, "offset 4 is outside the stride; offsets go from 0 to 3"),
+        ({"jobset": "t", "jobs": [{"name": "a", "values": {"low": 1}}]}, "'low' is not a key"),
+        ({"jobset": "t", "jobs_file": "/nowhere/jobs"}, "/nowhere/jobs"),
+        ({"jobset": "t", "jobs": [], "offsets": [1]}, "mutually exclusive"),
+    ],
+)
+def test_a_bad_enqueue_changes_nothing(call: Any, host: Any, options: dict[str, Any], message: str) -> None:
+    define(call, host)
+    failed = call("queue_enqueue", **options)
+    assert failed["failed"] and message in failed["msg"] and host.states() == {}
+
+
+def test_gate(call: Any, host: Any) -> None:
+    define(call, host)
+    predicted = call("queue_gate", True, jobset="t", state="closed", by="anna")
+    assert predicted["changed"] and predicted["gate"]["closed"] and not (host.work / "t_stop.txt").exists()
+    real = call("queue_gate", jobset="t", state="closed", by="anna")
+    assert real["changed"] and real["diff"] == predicted["diff"] and "STOP requested by anna" in real["gate"]["text"]
+    assert not call("queue_gate", jobset="t", state="closed")["changed"]
+    assert call("queue_gate", True, jobset="t", state="open")["changed"] and (host.work / "t_stop.txt").exists()
+    assert call("queue_gate", jobset="t", state="open")["changed"] and not call("queue_gate", jobset="t", state="open")["changed"]
+
+
+def test_info(call: Any, host: Any) -> None:
+    define(call, host)
+    host.queue().enqueue([("a", {"X": "1"}), ("b", {})])
+    host.dead_claimer()
+    found = call("queue_info", jobset="t", jobs=True)
+    assert not found["changed"] and found["counts"] == {"pending": 1, "running": 1, "done": 0, "failed": 0}
+    (running,) = found["running"]
+    assert (running["name"], running["alive"], running["worker"]) == ("a", False, "t-dead") and "is gone" in running["why_orphan"]
+    assert running["since"] and running["claim"] and not found["gate"]["closed"]
+    assert [(job["name"], job["state"]) for job in found["jobs"]] == [("b", "pending"), ("a", "running")]
+    assert found["line"] in found["text"]
+
+
+def test_recover(call: Any, host: Any) -> None:
+    define(call, host, recoveries=2)
+    host.queue().enqueue([("a", {}), ("b", {})])
+    host.dead_claimer()
+    host.put("running", "bad", "nonsense\n")
+    host.put("running", "often", "RECOVERIES=1\n")
+    predicted = call("queue_recover", True, jobset="t")
+    assert set(host.states().values()) == {"pending", "running"}
+    real = call("queue_recover", jobset="t")
+    assert {job["name"]: job["new_state"] for job in real["jobs"]} == {"a": "pending", "bad": "failed", "often": "failed"}
+    assert [(job["name"], job["new_state"]) for job in predicted["jobs"]] == [(job["name"], job["new_state"]) for job in real["jobs"]]
+    assert predicted["diff"] == real["diff"] and predicted["changed"]
+    assert not call("queue_recover", jobset="t")["changed"]
+
+
+def test_retry(call: Any, host: Any) -> None:
+    define(call, host)
+    host.put("failed", "a", "REASON=timeout\nATTEMPTS=3\n")
+    host.put("failed", "bad", "REASON=malformed_job\n")
+    predicted = call("queue_retry", True, jobset="t")
+    agree(predicted, call("queue_retry", jobset="t"))
+    assert host.states() == {"a": "pending", "bad": "failed"}
+    again = call("queue_retry", jobset="t", jobs=["a"])
+    assert not again["changed"] and again["jobs"][0]["reason"] == "left alone: pending"
+
+
+def test_remove(call: Any, host: Any) -> None:
+    define(call, host)
+    host.queue().enqueue([("a", {}), ("b", {}), ("c", {})])
+    for options in ({}, {"confirm": "T"}, {"states": ["pending"]}):
+        failed = call("queue_remove", jobset="t", **options)
+        assert failed["failed"] and "needs confirm=t; nothing was removed" in failed["msg"]
+    assert len(host.states()) == 3
+    one = call("queue_remove", jobset="t", jobs=["a", "nobody"])
+    assert [(job["name"], job["new_state"], job["changed"]) for job in one["jobs"]] == [("a", None, True), ("nobody", None, False)]
+    predicted = call("queue_remove", True, jobset="t", confirm="t")
+    agree(predicted, call("queue_remove", jobset="t", confirm="t"))
+    assert predicted["diff"]["before"] == "b: pending\nc: pending\n" and host.states() == {}
+    assert not call("queue_remove", jobset="t", confirm="t")["changed"]
+
+
+def test_the_program_as_it_is_put_on_a_host(call: Any, host: Any) -> None:
+    path = host.base / "bin"
+    path.mkdir()
+
+    def put(check: bool = False) -> dict[str, Any]:
+        result: dict[str, Any] = call("queue_program", check, path=str(path / "sagequeue"), python=sys.executable)
+        return result
+
+    assert put(check=True)["changed"] and not (path / "sagequeue").exists()
+    assert put()["changed"] and not put()["changed"]
+    ran = subprocess.run([str(path / "sagequeue"), "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith("sagequeue 0.")
+    (path / "sagequeue").write_text("#!/bin/sh\necho older\n", encoding="utf-8")
+    assert put()["diff"]["before"] == "older\n"
