@@ -44,16 +44,17 @@ def run(
     module.exit_json(**result)
 
 
-def report(changes: list[Change], what: str) -> dict[str, Any]:
+def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
     """Return a module's result for what became of some jobs.
 
     Args:
         changes: one per job.
         what: the deed, as in "enqueued".
+        check: whether it was only predicted.
     """
     changed = [change for change in changes if change.old_state != change.new_state]
     left = Counter(change.reason for change in changes if change.old_state == change.new_state)
-    message = f"{len(changed)} {what}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
+    message = f"{len(changed)} {'would be ' if check else ''}{what}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
     return {
         "changed": bool(changed),
         "jobs": [

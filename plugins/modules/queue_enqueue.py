@@ -125,7 +125,7 @@ def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
         jobs = [(job["name"], {key: str(value) for key, value in job["values"].items()}) for job in options["jobs"]]
     else:
         jobs = queue.jobset.offset_jobs(options["offsets"])
-    return report(queue.enqueue(jobs, options["force"], module.check_mode), "enqueued")
+    return report(queue.enqueue(jobs, options["force"], module.check_mode), "enqueued", module.check_mode)
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners i
 
 def bring_back(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Recover the jobset's orphans."""
-    return report(recover(queue, make(queue.layout, queue.jobset), check=module.check_mode), "recovered")
+    return report(recover(queue, make(queue.layout, queue.jobset), check=module.check_mode), "recovered", module.check_mode)
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def remove(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
         # Orphans can be removed once what they left running has been ended.
         recover(queue, make(queue.layout, queue.jobset))
     changes = queue.remove(options["jobs"], options["states"], options["logs"], module.check_mode)
-    return report(changes, "removed")
+    return report(changes, "removed", module.check_mode)
 
 
 def main() -> None:

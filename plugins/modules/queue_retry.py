@@ -74,7 +74,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue imp
 
 def retry(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Retry what the options name."""
-    return report(queue.retry(module.params["jobs"], module.check_mode), "back to pending")
+    return report(queue.retry(module.params["jobs"], module.check_mode), "back to pending", module.check_mode)
 
 
 def main() -> None:
