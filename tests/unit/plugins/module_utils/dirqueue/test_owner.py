@@ -121,12 +121,12 @@ def test_an_unreadable_record(folder: str, data: bytes | None) -> None:
     assert owner.why_dead(owner.parse(data), folder) == "no readable owner record"
 
 
-def test_the_older_scripts_record(tmp_path: Path, folder: str) -> None:
+def test_the_older_scripts_record(tmp_path: Path, folder: str, wait_for: Any) -> None:
     script = tmp_path / "sagequeue-worker.sh"
     script.write_text("read wait\n", encoding="utf-8")
     with subprocess.Popen(["/bin/sh", str(script)], stdin=subprocess.PIPE) as process:
         record = owner.parse(f"OWNER_PID={process.pid}\nOWNER_WORKER_ID=3\nOWNER_TS=2024-01-01T00:00:00Z\n".encode())
-        assert owner.why_dead(record, folder) == ""
+        wait_for(lambda: owner.why_dead(record, folder) == "")
         process.kill()
         process.wait()
         assert "gone or is no longer a sagequeue-worker.sh" in owner.why_dead(record, folder)
