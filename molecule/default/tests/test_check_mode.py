@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from conftest import HOST, ROOT, Site
+from batch_site import HOST, ROOT, Site
 
 NAME = "sagequeue-check"
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import HOST
+from batch_site import HOST
 
 # Long enough to be caught in the act, and with nothing to resume from: what a job did shows in its log.
 NAPS = {
