@@ -241,7 +241,7 @@ def _kill_before(number: int) -> None:
 
     for name in ("open", "link", "rename", "unlink", "fsync", "utime"):
         setattr(os, name, counted(getattr(os, name)))
-    setattr(fcntl, "flock", counted(fcntl.flock))
+    fcntl.flock = counted(fcntl.flock)
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,9 @@ def test_the_root_is_above_the_programs_folder(host: Any, tmp_path: Any) -> None
     link.symlink_to(host.program)
     ran = subprocess.run([sys.executable, str(link), "progress", "rook"], capture_output=True, text=True, cwd="/", check=True)
     assert ran.stdout.startswith("rook [")
-    assert host.sagequeue("--root", str(tmp_path / "other"), "progress").stderr == "sagequeue: no jobset is defined on this host; run setup\n"
+    assert (
+        host.sagequeue("--root", str(tmp_path / "other"), "progress").stderr == "sagequeue: no jobset is defined on this host; run setup\n"
+    )
 
 
 @pytest.mark.parametrize("instance", ["rook", "rook-", "rook-x", "-1x"])
@@ -93,7 +95,9 @@ def test_files_are_private_whatever_the_umask(host: Any) -> None:
 
 
 def test_carriers(host: Any) -> None:
-    process = subprocess.Popen(["sleep", "60"], env={**os.environ, "TOKEN": "x y", "SAGEQUEUE_ROOT": str(host.root)}, start_new_session=True)
+    process = subprocess.Popen(
+        ["sleep", "60"], env={**os.environ, "TOKEN": "x y", "SAGEQUEUE_ROOT": str(host.root)}, start_new_session=True
+    )
     words = ["carriers", "TOKEN=x y", f"SAGEQUEUE_ROOT={host.root}"]
     assert host.sagequeue(*words).stdout.split() == [str(process.pid)]
     assert host.sagequeue(*words, "--spare-session", str(process.pid), "--signal", "9").stdout.split() == []

@@ -66,22 +66,25 @@ def ran(runner: Any, environment: dict[str, str]) -> tuple[Any, Any]:
 
 def test_exec_passes_values_but_not_in_the_process_list(host: Any, podman: Path) -> None:
     _running, outcome = ran(runner_of(host, "podman_exec"), {"JOB_SECRET": "s3cret $x", "HOME": "/in", "SAGEQUEUE_CLAIM": "c1"})
-    (words, environment), = calls(podman)
-    assert words == ["exec", "--workdir", "/w", "--env", "JOB_SECRET", "--env", "HOME=/in", "--env", "SAGEQUEUE_CLAIM", "sagemath", "prog", "a b"]
+    ((words, environment),) = calls(podman)
+    options = ["--env", "JOB_SECRET", "--env", "HOME=/in", "--env", "SAGEQUEUE_CLAIM"]
+    assert words == ["exec", "--workdir", "/w", *options, "sagemath", "prog", "a b"]
     assert environment["JOB_SECRET"] == "s3cret $x" and environment["HOME"] == os.environ["HOME"]
     assert (outcome.exit_status, outcome.signal) == (0, None)
 
 
 def test_run_names_and_labels_its_container(host: Any, podman: Path) -> None:
     ran(runner_of(host, "podman_run", run_options="--network none"), {"JOB_X": "1", "SAGEQUEUE_CLAIM": "c1", "SAGEQUEUE_JOB": "a"})
-    (words, _environment), = calls(podman)
+    ((words, _environment),) = calls(podman)
     assert words[:6] == ["run", "--rm", "--pull=never", "--log-driver=none", "--name", "sagequeue-c1"]
     assert "--label=SAGEQUEUE_CLAIM=c1" in words and "--label=SAGEQUEUE_JOB=a" in words and not any("JOB_X=" in word for word in words)
     assert f"{host.work}:/w" in words and words[-3:] == ["localhost/x:1", "prog", "a b"]
     assert words.index("--network") < words.index("localhost/x:1")
 
 
-@pytest.mark.parametrize(("status", "exit_status", "number"), [(0, 0, None), (3, 3, None), (137, None, 9), (143, None, 15), (255, 255, None)])
+@pytest.mark.parametrize(
+    ("status", "exit_status", "number"), [(0, 0, None), (3, 3, None), (137, None, 9), (143, None, 15), (255, 255, None)]
+)
 def test_exit_statuses(host: Any, podman: Path, status: int, exit_status: int | None, number: int | None) -> None:
     answer(podman, {"exec": [status, "", ""]})
     _running, outcome = ran(runner_of(host, "podman_exec"), {})

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ def test_a_job_that_succeeds(host: Any) -> None:
     assert os.listdir(host.root / "var/t/run/workers") == [] and host.owners() == []
 
 
-NASTY = ["$(touch pwned)", "`touch pwned`", "; touch pwned", "a 'b' \"c\" \\n", " lead and trail ", "-e", "*", "äöü 日本 😀", "", "x=y=z", "{b}"]
+NASTY = ["$(touch pwned)", "`touch pwned`", "; touch pwned", "a 'b' \"c\" \\n", " lead and trail ", "-e", "*"]
+NASTY += ["äöü 日本 😀", "", "x=y=z", "{b}"]
 
 
 def test_values_reach_the_job_exactly(host: Any) -> None:
     host.script("import json, os, sys\njson.dump([sys.argv[1:], os.environ['JOB_A'], os.environ['E']], open('got', 'w'))\n", "job.py")
-    host.define(script="job.py", command=[os.sys.executable], args=["{a}", "plain"], environment={"E": "$(touch pwned) 'ä'"})  # type: ignore[attr-defined]
+    host.define(script="job.py", command=[sys.executable], args=["{a}", "plain"], environment={"E": "$(touch pwned) 'ä'"})
     for value in NASTY:
         host.queue().enqueue([("a", {"A": value})], force=True)
         host.work_off()
@@ -101,14 +103,18 @@ def test_an_idle_worker_stops_at_once(host: Any, wait_for: Any) -> None:
     assert worker.wait(10) == 0 and os.listdir(host.root / "var/t/run/workers") == []
 
 
-@pytest.mark.parametrize("ending", ["exit 1", "kill -9 $$", "exit 0"])
-def test_nothing_of_an_attempt_is_left(host: Any, ending: str) -> None:
+@pytest.mark.parametrize("ending", ["exit 1", "kill -9 $$"])
+def test_nothing_of_an_attempt_is_left_when_the_next_begins(host: Any, ending: str) -> None:
     """A wrapper may die and leave the real program; the next attempt must not run beside it."""
-    host.script(f"test -s first && {{ kill -0 $(cat first) && touch twice; exit 0; }}\nsetsid sleep 300 &\necho $! > first\n{ending}\n")
+    # What was killed may stay a zombie here: its command line is empty then.
+    host.script(
+        "if test -s first; then grep -q . /proc/$(cat first)/cmdline && touch twice; exit 0; fi\n"
+        f"setsid sleep 300 &\necho $! > first\n{ending}\n"
+    )
     host.define(attempts=3)
     host.queue().enqueue([("a", {})])
     host.work_off()
-    assert host.states() == {"a": "done"}
+    assert host.states() == {"a": "done"} and host.values("a")["ATTEMPTS"] == "2"
     assert not (host.work / "twice").exists() and host.alive("a") == []
 
 
@@ -133,8 +139,8 @@ def test_a_failure_under_a_closed_gate_is_a_failure(host: Any) -> None:
 def test_a_solved_jobset(host: Any, more: str) -> None:
     """The job that the gate names is done, the other that stops early goes back, no more are claimed."""
     host.script(
-        f'case $JOB_OFFSET in 0) while ! test -e t_stop.txt; do sleep 0.05; done;; '
-        f'1) while ! test -e ../sagequeue/var/t/queue/running/t_off0.env; do sleep 0.05; done; '
+        f"case $JOB_OFFSET in 0) while ! test -e t_stop.txt; do sleep 0.05; done;; "
+        f"1) while ! test -e ../sagequeue/var/t/queue/running/t_off0.env; do sleep 0.05; done; "
         f'echo "SAT gidx=1 off=1 stride=3 {more}" > new; mv new t_stop.txt;; esac\n'
     )
     host.define(stride=3)
