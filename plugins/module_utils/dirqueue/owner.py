@@ -45,6 +45,11 @@ def boot_id() -> str:
     return _read("/proc/sys/kernel/random/boot_id").strip()
 
 
+def machine_id() -> str:
+    """Return the id of this installation (machine-id(5)): two hosts of one name are not one host."""
+    return _read("/etc/machine-id").strip()
+
+
 def pid_namespace() -> str:
     """Return the pid namespace that this process's pids are valid in."""
     try:
@@ -86,6 +91,7 @@ class Holder:
             "OWNER_START": process_start(os.getpid()),
             "OWNER_PIDNS": pid_namespace(),
             "OWNER_HOST": socket.gethostname(),
+            "OWNER_MACHINE": machine_id(),
             "OWNER_BOOT": boot_id(),
             "OWNER_WORKER_ID": label,
             "OWNER_LOCK": self.lock,
@@ -155,7 +161,7 @@ def why_dead(record: dict[str, str], folder: str) -> str:
     lock = record["OWNER_LOCK"]
     if "/" in lock or "OWNER_CLAIM" not in record:
         return "the owner record is incomplete"
-    if record.get("OWNER_HOST") == socket.gethostname():
+    if (record.get("OWNER_HOST"), record.get("OWNER_MACHINE")) == (socket.gethostname(), machine_id()):
         if record.get("OWNER_BOOT") != boot_id():
             return "the host has started anew since"
         if record.get("OWNER_PIDNS") == pid_namespace():

@@ -74,7 +74,7 @@ def test_another_boot(host: Any, folder: str) -> None:
     assert "started anew" in owner.why_dead({**record, "OWNER_BOOT": "00000000-0000-0000-0000-000000000000"}, folder)
 
 
-@pytest.mark.parametrize("where", [{"OWNER_HOST": "elsewhere"}, {"OWNER_PIDNS": "pid:[1]"}])
+@pytest.mark.parametrize("where", [{"OWNER_HOST": "elsewhere"}, {"OWNER_MACHINE": "other"}, {"OWNER_PIDNS": "pid:[1]"}])
 def test_where_pids_mean_nothing_the_lock_decides(host: Any, folder: str, where: dict[str, str]) -> None:
     process, record = held(host, folder)
     record = {**record, **where}
