@@ -38,7 +38,9 @@ class Play:
 
     @property
     def errors(self):
-        return "\n".join(str(result.get("msg", "")) for _task, result in self.results("failed"))
+        """What failed, the items of loops included."""
+        failed = [event for event in self.events if event["event"] in ("runner_on_failed", "runner_item_on_failed")]
+        return "\n".join(str(event["event_data"]["res"].get("msg", "")) for event in failed)
 
     @property
     def said(self):

@@ -53,7 +53,7 @@ def fresh(naps):
 def carriers(site, claim):
     """The processes in the container that belong to a claim."""
     return site.sh(
-        "podman exec --user 0 sagemath sh -c"
+        "podman exec sagemath sh -c"
         f" 'grep -lz SAGEQUEUE_CLAIM={claim} /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3; true'"
     ).split()
 
