@@ -13,6 +13,7 @@ file's in one system call: whoever has access before and after has it at every m
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -237,10 +238,8 @@ class Walk:
             raise BindMountError(f"{real} cannot be made: its parent folder does not exist.")
         try:
             name = os.path.basename(real)
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
-            except FileExistsError:
-                pass
             return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         except OSError as exc:
             raise BindMountError(f"{real} cannot be made: {exc.strerror}.") from exc

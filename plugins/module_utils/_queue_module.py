@@ -54,7 +54,8 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
     """
     changed = [change for change in changes if change.old_state != change.new_state]
     left = Counter(change.reason for change in changes if change.old_state == change.new_state)
-    message = f"{len(changed)} {'would be ' if check else ''}{what}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
+    deed = f"would be {what}" if check else what
+    message = f"{len(changed)} {deed}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
     return {
         "changed": bool(changed),
         "jobs": [

@@ -11,7 +11,8 @@ description:
   - Makes folders that a user and the user of a rootless Podman container both read and write, with everything below them.
   - Folders get the mode 2770, an ACL and a default ACL; files lose all rights for the world. Missing folders are made.
   - Nobody is locked out at any moment. Mode and ACL of a file are set by one system call, and rights are granted before any are taken away.
-  - Links are not followed, other file systems are not entered, files that vanish meanwhile do no harm, and the content of files is never touched.
+  - Links are not followed, other file systems are not entered, files that vanish meanwhile do no harm,
+    and the content of files is never touched.
   - A file that its owner made read-only stays so, for both, and a program stays a program.
   - Files of other users are left alone, and so are files of root that have several names. They are listed in RV(left_alone).
 author:

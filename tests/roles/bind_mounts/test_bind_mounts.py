@@ -51,7 +51,8 @@ def play(host, userns=KEEP_ID, **more):
 
 def remove_user(host):
     host.sh(
-        f"loginctl disable-linger {USER} 2>/dev/null || true; loginctl terminate-user {USER} 2>/dev/null || true; pkill -KILL -u {USER} || true; sleep 1;"
+        f"loginctl disable-linger {USER} 2>/dev/null || true; loginctl terminate-user {USER} 2>/dev/null || true;"
+        f" pkill -KILL -u {USER} || true; sleep 1;"
         f"userdel -f {USER} 2>/dev/null || true; rm -rf {HOME}; sed -i '/^{USER}:/d' /etc/subuid /etc/subgid"
     )
 
