@@ -11,7 +11,10 @@ USER = "lingerer"
 def user(host):
     host.sh(f"id {USER} >/dev/null 2>&1 || useradd -m {USER}")
     yield USER
-    host.sh(f"loginctl disable-linger {USER}; loginctl terminate-user {USER} || true; sleep 1; pkill -KILL -u {USER} || true; userdel -rf {USER}")
+    host.sh(
+        f"loginctl disable-linger {USER}; loginctl terminate-user {USER} || true; sleep 1;"
+        f" pkill -KILL -u {USER} || true; userdel -rf {USER}"
+    )
 
 
 def test_the_manager_answers_and_a_second_run_changes_nothing(host, user):
@@ -49,7 +52,8 @@ def test_without_systemd_it_says_what_to_do(bare_container):
 def test_a_bus_that_is_missing_is_told(host, user):
     uid = host.sh(f"id -u {user}").strip()
     host.play("linger", linger_user=user)
-    host.exec("runuser", "-u", user, "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}", "systemctl", "--user", "mask", "--now", "dbus.socket", "dbus.service")
+    manager = ("runuser", "-u", user, "--", "env", f"XDG_RUNTIME_DIR=/run/user/{uid}", "systemctl", "--user")
+    host.exec(*manager, "mask", "--now", "dbus.socket", "dbus.service")
     play = host.play("linger", linger_user=user, linger_timeout=4)
     assert play.rc != 0
     assert "dbus-user-session" in play.errors[-1]

@@ -127,7 +127,8 @@ def test_it_is_healthy_and_comes_back_when_it_ends(container_host, up):
     before = started(container_host)
     container_host.podman("kill", "sagemath")
     container_host.sh(
-        "for i in $(seq 60); do sleep 1; podman inspect --format '{{.State.StartedAt}}' sagemath 2>/dev/null | grep -vxF '" + before + "' && exit; done; exit 1",
+        "for i in $(seq 60); do sleep 1; podman inspect --format '{{.State.StartedAt}}' sagemath 2>/dev/null"
+        " | grep -vxF '" + before + "' && exit; done; exit 1",
         user="researcher",
     )
 

@@ -121,7 +121,9 @@ def test_a_failed_build_leaves_the_old_image_and_shows_why(image_host, built, co
 
 def test_an_image_that_does_not_solve_is_not_taken(image_host, built, containerfile):
     before = image_host.image()["Id"]
-    hollow = containerfile("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nUSER root\nRUN mkdir /sage && ln -s $(readlink -f $(which sage)) /sage/sage\n")
+    hollow = containerfile(
+        "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nUSER root\nRUN mkdir /sage && ln -s $(readlink -f $(which sage)) /sage/sage\n"
+    )
     play = image_host.build(sage_image_containerfile=hollow)
     assert play.rc != 0
     assert '"Solve a clause with the candidate" failed' in play.errors[-1]
