@@ -126,6 +126,30 @@ def test_retry_failed(fresh):
     fresh.until_counts("naps", done=4, seconds=180)
 
 
+def test_a_container_for_each_job(naps):
+    """The runner podman_run: a container of its own per job, which ends with its worker."""
+    naps.jobsets["fresh"] = {**NAPS, "runner": "podman_run", "stride": 2, "grace": 2}
+    naps.write_inventory()
+    naps.play("enqueue", jobset="fresh")
+    try:
+        naps.until_counts("fresh", running=2, seconds=30)
+        job = naps.progress("fresh")["running"][0]
+
+        def mine():
+            return naps.sh(f"podman ps -q --filter label=SAGEQUEUE_CLAIM={job['claim']}").split()
+
+        naps.until(mine, 20, "the job has its container")
+        naps.run("kill", "-9", job["pid"])
+        naps.until(lambda: not mine(), 30, "the dead worker's container is gone")
+        naps.until_counts("fresh", done=2, failed=0, seconds=180)
+        assert "slept" in naps.sh(f"cat ~/sagequeue/var/fresh/log/{job['name']}.log")
+        assert naps.sh("podman ps -aq --filter label=SAGEQUEUE_JOBSET=fresh") == ""
+    finally:
+        naps.play("teardown", jobset="fresh")
+        del naps.jobsets["fresh"]
+        naps.write_inventory()
+
+
 def test_jobs_wait_for_the_container(fresh):
     fresh.sh("systemctl --user stop sagemath.service")
     fresh.until_counts("naps", pending=4, running=0, seconds=60)
