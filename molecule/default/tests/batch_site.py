@@ -37,6 +37,12 @@ class Play:
         return [task for task, result in self.results("ok") if result.get("changed")]
 
     @property
+    def changed_roles(self):
+        """The parts of setup that changed something."""
+        data = [event["event_data"] for event in self.events if event["event"] == "runner_on_ok"]
+        return {one.get("role", "") for one in data if one["res"].get("changed")}
+
+    @property
     def errors(self):
         """What failed, the items of loops included."""
         failed = [event for event in self.events if event["event"] in ("runner_on_failed", "runner_item_on_failed")]
