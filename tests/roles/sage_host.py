@@ -17,6 +17,9 @@ def make(request, tmp_path_factory, name):
     parent = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
 
     class SageHost(parent.Host):
+        def play(self, role, **options):
+            return super().play(role, **{"sagequeue_user": self.user, **options})
+
         def podman(self, *arguments, **options):
             return self.exec("env", "XDG_RUNTIME_DIR=/run/user/1001", "podman", *arguments, user=self.user, **options).stdout.strip()
 
