@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = str(ROOT / "tests" / "host" / "host")
 BASE = "localhost/sage-base"
+IMAGE = "localhost/sagequeue-sagemath:10.7-pycryptosat"
 BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 
 
-def make(request, tmp_path_factory, name):
-    """Yield a Host (of the conftest beside this file) with methods for what its user does."""
+def make(request, tmp_path_factory):
+    """Yield a Host (of the conftest beside this file) with methods for what its user does.
+
+    It is one host for all: to start one that runs changes nothing, and the first to end the session removes it.
+    """
+    name = f"d-{os.getpid()}"
     parent = request.config.pluginmanager.get_plugin(str(Path(__file__).with_name("conftest.py")))
 
     class SageHost(parent.Host):
@@ -28,7 +34,7 @@ def make(request, tmp_path_factory, name):
                 "env", "XDG_RUNTIME_DIR=/run/user/1001", "systemctl", "--user", *arguments, user=self.user, **options
             ).stdout.strip()
 
-        def image(self, name="localhost/sagequeue-sagemath:10.7-pycryptosat"):
+        def image(self, name=IMAGE):
             shown = self.podman("image", "inspect", name, check=False)
             return (json.loads(shown or "[]") or [None])[0]
 

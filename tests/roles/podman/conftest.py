@@ -9,4 +9,4 @@ import sage_host
 
 @pytest.fixture(scope="session")
 def podman_host(request, tmp_path_factory):
-    yield from sage_host.make(request, tmp_path_factory, "d-podman")
+    yield from sage_host.make(request, tmp_path_factory)

@@ -9,7 +9,7 @@ import sage_host
 
 @pytest.fixture(scope="session")
 def container_host(request, tmp_path_factory):
-    for host in sage_host.make(request, tmp_path_factory, "d-sage"):
+    for host in sage_host.make(request, tmp_path_factory):
         assert host.play("linger").rc == 0
         sage_host.give_base(host)
         built = host.build()
