@@ -22,6 +22,7 @@ HOST = str(ROOT / "tests" / "host" / "host")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "host: needs root, and a test host that boots systemd")
+    config.addinivalue_line("markers", "long: takes minutes; run by ./run-tests --long")
 
 
 @dataclass

@@ -167,6 +167,7 @@ def walker(host):
     host.sh(f"rm -rf {WALKER}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("old", "new"), [("", KEEP_ID), ("", MAPPED), (MAPPED, KEEP_ID), (KEEP_ID, MAPPED)])
 def test_nobody_is_locked_out_wherever_it_is_killed(host, user, walker, old, new):
     """The walk is killed at its first change; then a fresh one at its second change, and so on to the end."""
