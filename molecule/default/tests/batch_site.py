@@ -138,7 +138,7 @@ class Site:
         self.until(look, seconds, f"{jobset} has {wanted}")
 
     def forget(self, jobset, state="state_petersen_r2_*"):
-        """Let the jobset be done anew: neither jobs nor what the notebook keeps of earlier runs stay."""
+        """Let the jobset be done anew: neither jobs, nor logs, nor what the notebook keeps of earlier runs stay."""
         self.play("stop", jobset=jobset)
-        self.play("purge_queue", jobset=jobset, confirm=jobset)
+        self.play("purge_queue", jobset=jobset, confirm=jobset, remove_logs=True)
         self.sh(f"cd ~/Jupyter && rm -f {state} {jobset}_stop.txt")

@@ -12,7 +12,7 @@ from batch_site import HOST
 NAPS = {
     "script": "nap.sh",
     "command": ["/bin/bash"],
-    "args": "{gate_file} 25",
+    "args": "{gate_file} 15",
     "stride": 4,
     "workers": 2,
     "recover_every": 5,
@@ -42,12 +42,11 @@ def naps(site):
 
 @pytest.fixture
 def fresh(naps):
-    """The jobset naps with four new jobs, two of them running."""
+    """The jobset naps with four new jobs, two of them running, whatever the test before left."""
     naps.forget("naps", state="fail")
     naps.play("enqueue", jobset="naps")
     naps.until_counts("naps", running=2, seconds=30)
-    yield naps
-    naps.play("stop", jobset="naps")
+    return naps
 
 
 def carriers(site, claim):
