@@ -97,6 +97,7 @@ def test_both_sides_write_each_others_files(host, user, userns):
     assert play(host, userns).changed == []
 
 
+@pytest.mark.long
 def test_keep_id_shares_what_a_program_keeps_to_itself(host, user):
     play(host, KEEP_ID)
     name = container(host, KEEP_ID, "f=$(mktemp secret.XXXXXX); echo box >$f; stat -c '%a %n' $f").stdout.split()
@@ -106,6 +107,7 @@ def test_keep_id_shares_what_a_program_keeps_to_itself(host, user):
     assert host.sh(f"stat -c %a {NOTEBOOKS}/{name[1]}") == "600\n"
 
 
+@pytest.mark.long
 def test_mapped_opens_what_a_program_keeps_to_itself_at_the_next_run(host, user):
     play(host, MAPPED)
     name = container(host, MAPPED, "f=$(mktemp secret.XXXXXX); echo box >$f; echo $f").stdout.strip()
@@ -114,6 +116,7 @@ def test_mapped_opens_what_a_program_keeps_to_itself_at_the_next_run(host, user)
     assert play(host, MAPPED).changed == []
 
 
+@pytest.mark.long
 def test_the_namespace_can_be_changed_both_ways(host, user):
     play(host, MAPPED)
     container(host, MAPPED, "echo box >a; mkdir b; echo box >b/c; mktemp d.XXXXXX")
@@ -127,6 +130,7 @@ def test_the_namespace_can_be_changed_both_ways(host, user):
     assert as_user(host, "cat a") == "box\nagain\nagain\n"
 
 
+@pytest.mark.long
 def test_files_of_others_are_left_alone_and_named(host, user):
     host.sh(f"install -d -o {USER} -g {USER} {NOTEBOOKS}; touch {NOTEBOOKS}/foreign; chown 1234:1234 {NOTEBOOKS}/foreign")
     host.sh(f"echo x >{HOME}/of-root; ln {HOME}/of-root {NOTEBOOKS}/second-name")
@@ -150,6 +154,7 @@ def test_ten_thousand_files_change_once(host, user, userns):
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.long
 def test_files_that_come_and_go_do_no_harm(host, user):
     play(host)
     busy = "while [ $(date +%s) -lt $end ]; do rm -rf busy/*; mkdir busy/x; touch busy/x/a busy/b; done"
@@ -242,6 +247,7 @@ def test_a_user_without_ids_gets_a_range_of_its_own(host, user):
         host.sh("sed -i /^other:/d /etc/subuid /etc/subgid")
 
 
+@pytest.mark.long
 def test_a_user_without_a_session_gets_one_that_stays(host, user):
     host.sh(f"loginctl disable-linger {USER}; systemctl stop user@$(id -u {USER}).service user-runtime-dir@$(id -u {USER}).service")
     first = play(host)
@@ -250,6 +256,7 @@ def test_a_user_without_a_session_gets_one_that_stays(host, user):
     assert play(host).changed == []
 
 
+@pytest.mark.long
 def test_podmans_storage_does_not_inherit_the_acls(host, user):
     play(host, MAPPED)
     storage = host.exec("podman", "info", "--format", "{{.Store.GraphRoot}}", user=USER).stdout.strip()
@@ -267,6 +274,7 @@ def test_bad_users_are_named(host, user):
     assert (told.rc, told.changed) == (0, ["Say what waits for the user"])
 
 
+@pytest.mark.long
 def test_a_link_out_of_the_users_folders_is_refused(host, user):
     host.sh(f"ln -s /etc {NOTEBOOKS}")
     refused = play(host)

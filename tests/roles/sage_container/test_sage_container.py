@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.host
+# The scenario of the full host runs the role on the way; what only its own tests show takes many minutes.
+pytestmark = [pytest.mark.host, pytest.mark.long]
 TOKEN = "/home/researcher/sagequeue/etc/jupyter.token"
 UNIT = "/home/researcher/.config/containers/systemd/sagemath.container"
 

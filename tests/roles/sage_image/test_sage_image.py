@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import sage_host
 
-pytestmark = pytest.mark.host
+# The scenario of the full host runs the role on the way; what only its own tests show takes many minutes.
+pytestmark = [pytest.mark.host, pytest.mark.long]
 CONTAINERFILE = (Path(__file__).parents[3] / "files" / "Containerfile").read_text()
 
 
