@@ -296,8 +296,16 @@ class Queue:
             if not check:
                 wanted_now = [change for change in changes if change.old_state != change.new_state]
                 stamp = owner.now()
-                self._publish([(c.name, c.old_state, {**wanted[c.name], "ENQUEUED_AT": stamp}) for c in wanted_now])
+                self._publish([(c.name, c.old_state, {**wanted[c.name], "ENQUEUED_AT": stamp, **self._last_claim(c)}) for c in wanted_now])
         return changes
+
+    def _last_claim(self, change: Change) -> dict[str, str]:
+        """Return the latest claim of a job that is to be redone: what that left behind must end before it runs again."""
+        with contextlib.suppress(FileNotFoundError, MalformedJob):
+            if change.old_state:
+                values = self.read(change.old_state, change.name)
+                return {"CLAIM": values["CLAIM"]} if "CLAIM" in values else {}
+        return {}
 
     def _locate_all(self, names: list[str]) -> list[tuple[str, str | None]]:
         if len(names) < 64:

@@ -118,6 +118,20 @@ def test_nothing_of_an_attempt_is_left_when_the_next_begins(host: Any, ending: s
     assert not (host.work / "twice").exists() and host.alive("a") == []
 
 
+def test_what_a_job_left_when_it_was_done_ends_before_it_is_redone(host: Any) -> None:
+    host.script(
+        "if test -s first; then grep -q . /proc/$(cat first)/cmdline && touch twice; exit 0; fi\n"
+        "setsid sleep 300 &\necho $! > first\n"
+    )
+    host.define()
+    host.queue().enqueue([("a", {})])
+    host.work_off()
+    assert host.states() == {"a": "done"} and host.alive("a") != []
+    host.queue().enqueue([("a", {})], force=True)
+    host.work_off()
+    assert host.states() == {"a": "done"} and not (host.work / "twice").exists() and host.alive("a") == []
+
+
 def test_a_gate_closed_while_a_job_runs(host: Any) -> None:
     host.script('echo "STOP requested by test" > "$SAGEQUEUE_GATE"\n')
     host.define()
