@@ -213,6 +213,11 @@ class Queue:
                 return {}
             raise
 
+    def recorded(self) -> list[str]:
+        """Return the jobs that have an owner record, in no order."""
+        ending = SUFFIX + owner.SUFFIX
+        return [entry[: -len(ending)] for entry in os.listdir(self._fds["running"]) if entry.endswith(ending)]
+
     def why_orphan(self, name: str) -> str:
         """Return why a running job is an orphan, or an empty text when its owner lives."""
         return owner.why_dead(self.owner_of(name) or {}, self.layout.workers)
@@ -591,12 +596,9 @@ class Queue:
 
     def clear_stale_owners(self) -> list[str]:
         """Remove the owner records of dead holders whose job is not running; return the jobs. The caller holds the lock."""
-        cleared = []
-        for entry in os.listdir(self._fds["running"]):
-            name = entry[: -len(SUFFIX + owner.SUFFIX)]
-            if entry.endswith(SUFFIX + owner.SUFFIX) and self._stale(name):
-                self._disown(name)
-                cleared.append(name)
+        cleared = [name for name in self.recorded() if self._stale(name)]
+        for name in cleared:
+            self._disown(name)
         return cleared
 
     def retry(self, names: list[str] | None = None, check: bool = False) -> list[Change]:

@@ -70,15 +70,9 @@ def _clean(queue: Queue, log: Callable[[str], None]) -> None:
     """Remove what dead holders left behind. The caller holds the lock."""
     for name in queue.clear_stale_owners():
         log(f"job {name}: removed the owner record of a worker that died while claiming it")
-    named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in _recorded(queue)}
+    named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in queue.recorded()}
     owner.clean(queue.layout.workers, named, log)
     _clean_staging(queue.layout.staging)
-
-
-def _recorded(queue: Queue) -> list[str]:
-    folder = os.path.join(queue.layout.queue, "running")
-    ending = ".env" + owner.SUFFIX
-    return [entry[: -len(ending)] for entry in os.listdir(folder) if entry.endswith(ending)]
 
 
 def _clean_staging(folder: str) -> None:
