@@ -104,9 +104,12 @@ def end_carriers(carries: dict[str, str]) -> None:
         NotReady: one stays.
     """
     deadline = time.monotonic() + _KILL_WAIT
+    unseen = 0
     while True:
         pids = signal_carriers(carries, signal.SIGKILL)
-        if not pids:
+        # Amid an execve(2) a process shows no environment for a moment: only what stays unseen is gone.
+        unseen = 0 if pids else unseen + 1
+        if unseen == 2:
             return
         if time.monotonic() > deadline:
             raise NotReady(f"processes {pids} of a dead worker's job can't be killed; the job stays where it is until they end")
