@@ -120,8 +120,7 @@ def test_nothing_of_an_attempt_is_left_when_the_next_begins(host: Any, ending: s
 
 def test_what_a_job_left_when_it_was_done_ends_before_it_is_redone(host: Any) -> None:
     host.script(
-        "if test -s first; then grep -q . /proc/$(cat first)/cmdline && touch twice; exit 0; fi\n"
-        "setsid sleep 300 &\necho $! > first\n"
+        "if test -s first; then grep -q . /proc/$(cat first)/cmdline && touch twice; exit 0; fi\nsetsid sleep 300 &\necho $! > first\n"
     )
     host.define()
     host.queue().enqueue([("a", {})])
