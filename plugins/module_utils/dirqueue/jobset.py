@@ -49,6 +49,8 @@ KEYS: dict[str, Key] = {
     "grace": Key("seconds", 8, "seconds a job has to end after SIGTERM"),
     "environment": Key("mapping", {}, "environment variables of the job"),
     "recover_every": Key("positive", 60, "seconds between two searches for orphans"),
+    "log_size": Key("bytes", "64M", "bytes at which a job's log is turned over; 0: never"),
+    "log_keep": Key("count", 1, "how many older pieces of a job's log stay"),
     "enabled": Key("flag", False, "whether setup starts the workers"),
 }
 # What a host may say for all its jobsets, and what holds where it says nothing.
@@ -103,6 +105,8 @@ class Jobset:
     grace: float
     environment: dict[str, str]
     recover_every: int
+    log_size: int
+    log_keep: int
     enabled: bool
 
     def __init__(self, name: str, definition: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
@@ -149,6 +153,13 @@ class Jobset:
                 number = -1
             if isinstance(value, bool) or not least <= number < 10**9:
                 raise QueueError(f"{where} is {value!r}; it must be a number of at least {least}")
+            return number
+        if check == "bytes":
+            match = re.fullmatch(r"([0-9]{1,12})([KMG]?)", str(value).upper())
+            number = int(match.group(1)) << " KMG".index(match.group(2) or " ") * 10 if match else -1
+            # A size below a block is a slip of the pen: 64 for 64M.
+            if isinstance(value, bool) or not (number == 0 or 4096 <= number < 2**60):
+                raise QueueError(f"{where} is {value!r}; it must be a number of bytes of at least 4K, such as 64M, or 0")
             return number
         if check == "flag":
             if str(value).lower() not in ("true", "false", "yes", "no"):

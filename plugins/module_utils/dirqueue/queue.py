@@ -36,11 +36,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
-from . import job, owner
+from . import job, joblog, owner
 from .errors import LostClaim, MalformedJob, QueueError
 from .job import SUFFIX
 from .jobset import Jobset
-from .layout import STATES, Layout
+from .layout import STATES, Layout, open_own, why_odd
 
 _REQUESTED = "STOP requested by "
 # One step of PRIORITY in a pending job's place in the queue, in seconds: see _place.
@@ -119,7 +119,7 @@ class Queue:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the jobset's lock, waiting for it."""
-        fd = os.open(self.layout.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = open_own(self.layout.lock, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -155,16 +155,21 @@ class Queue:
             FileNotFoundError: it is not in that state (any more).
         """
         found = os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
-        reason = ""
-        if not stat.S_ISREG(found.st_mode):
-            reason = "not a regular file"
-        elif found.st_uid != os.geteuid():
-            reason = f"belongs to another user (uid {found.st_uid})"
-        elif found.st_nlink != 1 and not self._is_kept(name, found):
-            reason = "has a second name (a hard link)"
+        reason = why_odd(found, links=found.st_nlink == 2 and self._is_kept(name, found))
         if reason:
             self.refused[f"{state}/{name}{SUFFIX}"] = reason
         return reason
+
+    def _odd_owner(self, name: str) -> str:
+        """Return why an owner record can't be one of the queue's own, or an empty text. Such a one is left where it is."""
+        entry = name + SUFFIX + owner.SUFFIX
+        with contextlib.suppress(FileNotFoundError):
+            # Its maker may be about to remove the name that it had in staging.
+            reason = why_odd(os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False), links=True)
+            if reason:
+                self.refused[f"running/{entry}"] = reason
+            return reason
+        return ""
 
     def _kept(self, name: str, found: os.stat_result) -> str:
         """Return where reject keeps a job's file as it was."""
@@ -172,7 +177,7 @@ class Queue:
 
     def _is_kept(self, name: str, found: os.stat_result) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return found.st_nlink == 2 and os.path.samestat(found, os.stat(self._kept(name, found), follow_symlinks=False))
+            return os.path.samestat(found, os.stat(self._kept(name, found), follow_symlinks=False))
         return False
 
     def locate(self, name: str) -> str | None:
@@ -187,7 +192,7 @@ class Queue:
         # O_NONBLOCK: a FIFO must not hold us up. One byte more than allowed is enough to refuse a huge file.
         fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fds[state])
         with open(fd, "rb") as file:
-            return file.read(job.MAX_BYTES + 1)
+            return file.read(job.MAX_BYTES + 1) or b""
 
     def read(self, state: str, name: str) -> dict[str, str]:
         """Return a job's values.
@@ -204,6 +209,8 @@ class Queue:
     def owner_of(self, name: str) -> dict[str, str] | None:
         """Return the owner record of a job: None if there is none, empty if it can't be understood."""
         try:
+            if self._odd_owner(name):
+                return {}
             return owner.parse(self._read_file("running", name + SUFFIX + owner.SUFFIX))
         except FileNotFoundError:
             return None
@@ -216,7 +223,9 @@ class Queue:
     def recorded(self) -> list[str]:
         """Return the jobs that have an owner record, in no order."""
         ending = SUFFIX + owner.SUFFIX
-        return [entry[: -len(ending)] for entry in os.listdir(self._fds["running"]) if entry.endswith(ending)]
+        entries = [entry for entry in os.listdir(self._fds["running"]) if entry.endswith(ending)]
+        self.refused.update((f"running/{entry!r}", "not a job's name") for entry in entries if not job.is_name(entry[: -len(ending)]))
+        return [entry[: -len(ending)] for entry in entries if job.is_name(entry[: -len(ending)])]
 
     def why_orphan(self, name: str) -> str:
         """Return why a running job is an orphan, or an empty text when its owner lives."""
@@ -259,7 +268,7 @@ class Queue:
 
     def _log_attempt(self, line: dict[str, Any]) -> None:
         text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "replace")
-        with open(self.layout.history, "ab+", buffering=0, opener=_private) as file:
+        with open(self.layout.history, "ab+", buffering=0, opener=open_own) as file:
             end = os.fstat(file.fileno()).st_size
             # Whoever was cut short by a full disk left half a line.
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
@@ -270,7 +279,7 @@ class Queue:
     def _in_history(self, claim: str) -> bool:
         """Tell whether an attempt is among the latest lines of the history."""
         try:
-            with open(self.layout.history, "rb") as file:
+            with open(self.layout.history, "rb", opener=open_own) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 256 * 1024))
                 return claim.encode() in file.read()
         except FileNotFoundError:
@@ -325,7 +334,8 @@ class Queue:
         if state is None:
             return Change(name, None, "pending", "enqueued")
         if force and state in ("done", "failed"):
-            return Change(name, state, "pending", "enqueued again")
+            reason = self.why_refused(state, name)
+            return Change(name, state, state, f"left alone: {reason}") if reason else Change(name, state, "pending", "enqueued again")
         return Change(name, state, state, f"left alone: already {state}")
 
     def _publish(self, jobs: list[tuple[str, str | None, dict[str, str]]]) -> None:
@@ -403,6 +413,10 @@ class Queue:
             name = self._names.popleft()
             claim = os.urandom(16).hex()
             if not self._own(name, holder.record(claim), claim):
+                self._odd_owner(name)
+                continue
+            if self._is_twice(name):
+                self._disown(name)
                 continue
             try:
                 self._rename(name, "pending", "running", sync=False)
@@ -421,6 +435,14 @@ class Queue:
             if claimed:
                 return claimed
         return None
+
+    def _is_twice(self, name: str) -> bool:
+        """Tell whether a pending job is in another state, too. The caller has its owner record."""
+        others = [state for state in STATES if os.access(name + SUFFIX, os.F_OK, dir_fd=self._fds[state], follow_symlinks=False)]
+        if len(others) > 1 and others[0] == "pending":
+            self.refused[f"pending/{name}{SUFFIX}"] = f"is in {others[1]}, too: remove the one that should not be"
+            return True
+        return False
 
     def _accept(self, claim: Claim) -> Claim | None:
         """Read a job that was just claimed; None if it is malformed, and failed now."""
@@ -482,7 +504,9 @@ class Queue:
         """Tell whether there is an owner record of a dead holder, and the job is not running."""
         record = self.owner_of(name)
         # No record is not a stale one: a claimer may be making its own just now.
-        return record is not None and owner.why_dead(record, self.layout.workers) != "" and self.locate(name) != "running"
+        if record is None or self._odd_owner(name):
+            return False
+        return owner.why_dead(record, self.layout.workers) != "" and self.locate(name) != "running"
 
     def finish(self, claim: Claim, state: str, result: dict[str, str]) -> None:
         """Bring a claimed job to done, failed, or back to pending; durable on return.
@@ -522,9 +546,13 @@ class Queue:
         """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed."""
         entry = claim.name + SUFFIX
         kept = self._kept(claim.name, os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False))
-        # It is there already when a first try was cut short.
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(entry, kept, src_dir_fd=self._fds["running"], follow_symlinks=False)
+        except FileExistsError:
+            # It is there already when a first try was cut short; what else is there stays.
+            if not self._is_kept(claim.name, os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False)):
+                kept += f".{claim.id}"
+                os.link(entry, kept, src_dir_fd=self._fds["running"], follow_symlinks=False)
         values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
         values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
@@ -552,8 +580,9 @@ class Queue:
         except FileNotFoundError:
             state = self.locate(name)
             return Change(name, state, state, "left alone: no longer running")
-        if reason:
-            return Change(name, "running", "running", f"refused: {reason}")
+        odd = self._odd_owner(name)
+        if reason or odd:
+            return Change(name, "running", "running", f"refused: {reason or 'its owner record: ' + odd}")
         dead = record or {}
         claim = dead.get("OWNER_CLAIM", "")
         if not check:
@@ -671,8 +700,7 @@ class Queue:
         if self._stale(name):
             self._disown(name)
         if logs:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.layout.log, f"{name}.log"))
+            joblog.remove(os.path.join(self.layout.log, f"{name}.log"))
         return Change(name, state, None, "removed")
 
     # ---- the gate ---------------------------------------------------------------------------------------------
@@ -685,8 +713,12 @@ class Queue:
             return Gate(False)
         except OSError as exc:
             return Gate(True, f"(can't be read: {exc.strerror})")
-        with open(fd, "rb") as file:
-            text = file.read(job.MAX_BYTES).decode("utf-8", "replace").strip()
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return Gate(True, "(can't be read: not a regular file)")
+            text = os.read(fd, job.MAX_BYTES).decode("utf-8", "replace").strip()
+        finally:
+            os.close(fd)
         requested = text.startswith(_REQUESTED)
         return Gate(True, text, requested, "" if requested else self._named_by(text))
 
@@ -716,6 +748,8 @@ class Queue:
             staged = f"{self.jobset.gate}.{os.urandom(8).hex()}"
             try:
                 with open(staged, "x", encoding="utf-8") as file:
+                    # Whoever a container runs its programs as may read it, whatever the umask is.
+                    os.fchmod(file.fileno(), 0o644)
                     file.write(text)
                 try:
                     # link, not rename: a solver's gate that appears now must stay as it is.
@@ -738,7 +772,7 @@ class Queue:
         if gate.closed and not check:
             line = json.dumps({"opened_at": owner.now(), "text": gate.text, "solved_by": gate.solved_by})
             try:
-                with open(self.layout.gates, "ab", buffering=0, opener=_private) as file:
+                with open(self.layout.gates, "ab", buffering=0, opener=open_own) as file:
                     file.write(line.encode() + b"\n")
                 os.unlink(self.jobset.gate)
             except FileNotFoundError:
@@ -746,10 +780,6 @@ class Queue:
             except OSError as exc:
                 raise QueueError(f"jobset {self.jobset.name}: can't open the gate {self.jobset.gate}: {exc.strerror}") from exc
         return gate.closed
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _sync_file_system(fd: int) -> None:

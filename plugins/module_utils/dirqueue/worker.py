@@ -16,7 +16,8 @@ from typing import Callable, Optional, TypeVar
 from . import job, owner
 from . import jobset as definitions
 from .errors import LostClaim, MalformedJob, NotReady, QueueError
-from .layout import Layout
+from .joblog import JobLog
+from .layout import Layout, open_own
 from .queue import Claim, Queue
 from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
@@ -82,9 +83,10 @@ class Worker:
     def _on_signal(self, number: int, _frame: Optional[FrameType]) -> None:
         self._stopping = signal.Signals(number).name
 
-    def _sleep(self, seconds: float) -> None:
-        """Wait, until a signal comes or a child ends."""
-        if select.select([self._wake_read], [], [], max(0.0, seconds))[0]:
+    def _sleep(self, seconds: float, log: Optional[JobLog] = None) -> None:
+        """Wait, until a signal comes, a child ends or a job prints something."""
+        watched = [self._wake_read, *([log.fileno()] if log and log.fileno() >= 0 else [])]
+        if self._wake_read in select.select(watched, [], [], max(0.0, seconds))[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
 
@@ -176,23 +178,24 @@ class Worker:
         argv = self.jobset.argv(claim.name, claim.values)
         path = os.path.join(self.layout.log, f"{claim.name}.log")
         try:
-            output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            log = JobLog(path, self.jobset.log_size, self.jobset.log_keep, self.log)
         except OSError as exc:
             return "pending", {"REASON": "not_started", "DETAIL": f"its log {path} can't be opened: {exc.strerror}"}
-        try:
-            _note(output, f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
+        with contextlib.closing(log):
+            log.note(f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
             self.log(f"job {claim.name}: attempt {attempt}")
             if "CLAIM" in claim.values and "RESULT" not in claim.values:
                 # It was done before, and is redone: a daemon, say, that it left then must not run beside it.
                 earlier = carried(self.layout, claim.name, claim.values["CLAIM"])
                 self._insist(lambda: self.runner.end(earlier), f"what job {claim.name} left running can't be ended")
             kills = _oom_kills()
-            command = Command(argv, environment, output)
+            command = Command(argv, environment, log.output)
             try:
                 running = self.runner.start(command, carried(self.layout, claim.name, claim.id), self._token)
             except OSError as exc:
                 return self._lost(claim, f"the job can't be started: {exc}")
-            outcome, ended_for = self._watch(running)
+            log.started()
+            outcome, ended_for = self._watch(running, log)
             state, more = self._judge(claim, running, outcome, ended_for, attempt, _oom_kills() > kills)
             if state != "done" or ended_for or outcome.exit_status != 0:
                 # A wrapper may have ended before what it started, and the job may run again: nothing of it must be left.
@@ -203,18 +206,19 @@ class Worker:
                 more["SIGNAL"] = str(outcome.signal)
             if outcome.peak_kib:
                 more["PEAK_MEMORY_KIB"] = str(outcome.peak_kib)
-            _note(output, f"{state}: {_because(more)}")
-        finally:
-            os.close(output)
+            # What it printed last. A daemon that it has left may keep the pipe open, and is not waited for.
+            log.copy()
+            log.note(f"{state}: {_because(more)}")
         return state, more
 
-    def _watch(self, running: Running) -> tuple[Outcome, str]:
+    def _watch(self, running: Running, log: JobLog) -> tuple[Outcome, str]:
         """Wait for a command's end; return how it ended, and why we ended it (timeout, worker_stopped or nothing)."""
         now = time.monotonic()
         deadline = now + self.jobset.timeout if self.jobset.timeout else float("inf")
         sample = now + 0.5
         ended_for = ""
         while True:
+            log.copy()
             outcome = self.runner.reap(running)
             if outcome:
                 return outcome, ended_for
@@ -229,7 +233,7 @@ class Worker:
             elif now >= sample:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
-            self._sleep(min(deadline, sample) - time.monotonic())
+            self._sleep(min(deadline, sample) - time.monotonic(), log)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:
@@ -257,7 +261,7 @@ class Worker:
         if outcome.signal is not None:
             if out_of_memory and outcome.signal == signal.SIGKILL:
                 return self._again(attempt, "out_of_memory", "killed while the kernel was out of memory")
-            return self._again(attempt, "signal", f"ended by {signal.Signals(outcome.signal).name}")
+            return self._again(attempt, "signal", f"ended by {_signal_name(outcome.signal)}")
         return self._again(attempt, "exit_status", f"exit status {outcome.exit_status}")
 
     def _again(self, attempt: int, reason: str, detail: str) -> tuple[str, dict[str, str]]:
@@ -283,15 +287,14 @@ class Worker:
                 self._sleep(1.0)
 
 
-def _note(output: int, text: str) -> None:
-    """Write a line of our own into a job's log; a full disk must not end the job."""
-    with contextlib.suppress(OSError):
-        os.write(output, f"[{owner.now()}] {text}\n".encode("utf-8", "replace"))
-
-
 def _because(result: dict[str, str]) -> str:
     detail = result.get("DETAIL", "")
     return f"{result['REASON']}: {detail}" if detail else result["REASON"]
+
+
+def _signal_name(number: int) -> str:
+    # Real-time signals, but for the first and the last, have no name there.
+    return signal.Signals(number).name if number in {int(known) for known in signal.Signals} else f"signal {number}"
 
 
 def _stamp(path: str) -> str:

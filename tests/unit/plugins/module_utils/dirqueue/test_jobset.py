@@ -29,7 +29,13 @@ def test_what_is_left_out_is_filled_in() -> None:
         "/home/anna/Jupyter/rook_r3_stop.txt",
     )
     assert (found.stride, found.workers, found.attempts, found.recoveries, found.grace, found.timeout) == (1, 1, 3, 10, 8, 0)
+    assert (found.log_size, found.log_keep) == (64 << 20, 1)
     assert found.enabled is False and found.environment == {} and found.solved_pattern == "off={offset} stride={stride}"
+
+
+@pytest.mark.parametrize(("text", "size"), [(0, 0), ("0", 0), (5000, 5000), ("4k", 4096), ("64M", 64 << 20), ("2G", 2 << 30)])
+def test_a_size_has_a_unit_or_none(text: Any, size: int) -> None:
+    assert define(log_size=text).log_size == size == jobset.Jobset("t", define(log_size=text).to_dict()).log_size
 
 
 def test_a_container_brings_its_own_sage() -> None:
@@ -56,6 +62,10 @@ def test_a_container_brings_its_own_sage() -> None:
         ({"stride": True}, "stride is True"),
         ({"stride": 10**9}, "stride is 1000000000"),
         ({"workers": -1}, "workers is -1; it must be a number of at least 0"),
+        ({"log_size": 64}, "log_size is 64; it must be a number of bytes of at least 4K, such as 64M, or 0"),
+        ({"log_size": "64MB"}, "log_size is '64MB'"),
+        ({"log_size": True}, "log_size is True"),
+        ({"log_keep": -1}, "log_keep is -1; it must be a number of at least 0"),
         ({"attempts": 0}, "attempts is 0; it must be a number of at least 1"),
         ({"timeout": -1}, "timeout is -1"),
         ({"timeout": "nan"}, "timeout is 'nan'"),

@@ -271,6 +271,87 @@ def test_without_descriptors_nothing_is_lost_and_nothing_left_running(host: Any,
     assert host.values("a")["REASON"] == "timeout" and host.alive("a") == []
 
 
+def logs(host: Any) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (host.root / "var/t/log").iterdir()}
+
+
+def test_a_log_is_turned_over_and_capped(host: Any) -> None:
+    """To the byte: the newest (keep + 1) pieces are the end of what was written."""
+    host.script("seq 1 20000; printf 'no newline'\n")
+    host.define(log_size="8K", log_keep=2)
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    host.work_off()
+    assert host.states() == {"a": "done"}
+    found = logs(host)
+    assert sorted(found) == ["a.log", "a.log.1", "a.log.2"] and found["a.log.1"] == found["a.log.2"] == 8192 >= found["a.log"]
+    folder = host.root / "var/t/log"
+    text = "".join((folder / name).read_text() for name in ("a.log.2", "a.log.1", "a.log"))
+    lines = text.splitlines()
+    # The first may be half a line.
+    numbers = [int(line) for line in lines[1:-2]]
+    assert numbers == list(range(20001 - len(numbers), 20001)) and lines[-2] == "no newline" and "done: ok" in lines[-1]
+    # Fewer are wanted now, and a kill amid turning over had left a number out.
+    (folder / "a.log.4").touch()
+    (folder / "a.log.3").touch()
+    (folder / "a.log.1").unlink()
+    host.define(log_size="8K", log_keep=0)
+    queue.enqueue([("a", {})], force=True)
+    host.work_off()
+    assert list(logs(host)) == ["a.log"] and logs(host)["a.log"] <= 8192 and "done: ok" in host.log("a")
+    for piece in ("b.log", "a.log.1", "a.log.3"):
+        (folder / piece).touch()
+    assert [change.new_state for change in queue.remove(["a"], logs=True)] == [None]
+    assert list(logs(host)) == ["b.log"]
+
+
+def test_without_a_cap_a_log_grows(host: Any) -> None:
+    host.script("seq 1 20000\n")
+    host.define(log_size=0)
+    host.queue().enqueue([("a", {})])
+    host.work_off()
+    assert list(logs(host)) == ["a.log"] and "\n1\n" in host.log("a") and "\n20000\n" in host.log("a")
+
+
+def test_a_daemon_that_keeps_the_log_open_is_not_waited_for(host: Any) -> None:
+    host.script("setsid sh -c 'while :; do echo x; done' &\necho last; sleep 0.3; exit $JOB_STATUS\n")
+    host.define(attempts=1)
+    host.queue().enqueue([("a", {"STATUS": "0"}), ("b", {"STATUS": "1"})])
+    host.work_off()
+    assert host.states() == {"a": "done", "b": "failed"}
+    assert all(float(host.values(name)["DURATION_S"]) < 5 for name in "ab")
+    assert all("last\n" in host.log(name) for name in "ab") and host.log("a").endswith("done: ok\n")
+
+
+def test_a_job_that_closes_its_output_costs_nothing(host: Any, wait_for: Any) -> None:
+    host.script("exec >&- 2>&-; touch up; while ! test -e go; do sleep 0.05; done\n")
+    host.define()
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    wait_for(lambda: (host.work / "up").exists())
+
+    def ticks() -> int:
+        return sum(map(int, Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+    before = ticks()
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(1.5)
+    assert ticks() - before < 15
+    (host.work / "go").touch()
+    wait_for(lambda: host.states() == {"a": "done"})
+
+
+def test_a_log_that_is_no_file_starts_nothing(host: Any, wait_for: Any) -> None:
+    host.script("touch ran\n")
+    host.define()
+    queue = host.queue()
+    os.mkfifo(host.root / "var/t/log/a.log")
+    queue.enqueue([("a", {})])
+    host.worker()
+    wait_for(lambda: "not_started" in host.said())
+    assert "a.log can't be opened: not a regular file" in host.said() and not (host.work / "ran").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 def test_a_full_disk_while_finishing(host: Any, wait_for: Any) -> None:
     var = host.root / "var"
