@@ -116,7 +116,8 @@ def own_values(values: dict[str, str]) -> dict[str, str]:
 
 def before_attempt(values: dict[str, str]) -> dict[str, str]:
     """Return a job's values without what the queue wrote about its latest attempt; the counts stay."""
-    return {key: value for key, value in values.items() if key not in RESULT_KEYS or key in ("ATTEMPTS", "RECOVERIES")}
+    kept = {key: value for key, value in values.items() if key not in RESULT_KEYS}
+    return {**kept, **{key: str(number(values, key)) for key in ("ATTEMPTS", "RECOVERIES") if key in values}}
 
 
 def check_own_values(values: dict[str, str]) -> dict[str, str]:
@@ -141,7 +142,7 @@ def check_room(values: dict[str, str]) -> None:
     Raises:
         MalformedJob: it has not.
     """
-    if len(render(own_values(values))) > MAX_BYTES - _RESERVED:
+    if len(render(own_values(values))) > MAX_BYTES - _RESERVED or any(len(values.get(key, "")) > 100 for key in QUEUE_KEYS):
         raise MalformedJob(f"larger than {MAX_BYTES - _RESERVED} bytes")
 
 

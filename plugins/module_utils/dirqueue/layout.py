@@ -9,6 +9,8 @@ import errno
 import fcntl
 import os
 import re
+import stat
+from typing import Optional
 
 from .errors import QueueError
 
@@ -82,6 +84,42 @@ def sync_folder(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def why_odd(found: os.stat_result, links: bool = False) -> str:
+    """Return why something can't be a file of the queue's own, or an empty text.
+
+    Args:
+        found: what stat(2) says of it, without following a link.
+        links: whether it may have a second name.
+    """
+    if not stat.S_ISREG(found.st_mode):
+        return "not a regular file"
+    if found.st_uid != os.geteuid():
+        return f"belongs to another user (uid {found.st_uid})"
+    if found.st_nlink != 1 and not links:
+        return "has a second name (a hard link)"
+    return "" if found.st_mode & stat.S_IRUSR else "its permissions keep its owner from reading it"
+
+
+def open_own(path: str, flags: int, dir_fd: Optional[int] = None) -> int:
+    """Open a file of the queue's own; one that is made is private. Follows no link, and waits for no FIFO.
+
+    Raises:
+        OSError: it can't be opened, or can't be a file of the queue's own.
+    """
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
+    except OSError as exc:
+        # A link, a folder, a socket or a FIFO that nobody reads.
+        if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise PermissionError(exc.errno, "refused, not a regular file", path) from exc
+        raise
+    reason = why_odd(os.fstat(fd))
+    if reason:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, f"refused, {reason}", path)
+    return fd
 
 
 def mount_of(path: str, mountinfo: str = "/proc/self/mountinfo") -> tuple[str, str, str]:

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -20,9 +21,11 @@ from typing import Callable
 
 from . import job
 from .errors import MalformedJob
+from .layout import why_odd
 
 SUFFIX = ".owner"
 _LOCK_SUFFIX = ".lock"
+_LOCK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,230}\.lock\Z")
 
 
 def now() -> str:
@@ -122,10 +125,11 @@ def _free_lock(path: str) -> Iterator[bool]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
-        # Gone, or a link, which no holder makes. Other errors (too many open files) say nothing of who lives.
-        if exc.errno not in (errno.ENOENT, errno.ELOOP):
+        # Gone, or a link or a socket, which no holder makes. Other errors (too many open files) say nothing of who lives.
+        if exc.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES):
             raise
-        yield True
+        # Somebody took the permissions away: its holder may live.
+        yield exc.errno != errno.EACCES
         return
     try:
         free = True
@@ -159,7 +163,7 @@ def why_dead(record: dict[str, str], folder: str) -> str:
         # A record of the older shell scripts: a pid and nothing else to go by.
         return "" if _is_older_worker(pid) else f"process {pid} is gone or is no longer a sagequeue-worker.sh"
     lock = record["OWNER_LOCK"]
-    if "/" in lock or "OWNER_CLAIM" not in record:
+    if not _LOCK.match(lock) or "OWNER_CLAIM" not in record:
         return "the owner record is incomplete"
     if (record.get("OWNER_HOST"), record.get("OWNER_MACHINE")) == (socket.gethostname(), machine_id()):
         if record.get("OWNER_BOOT") != boot_id():
@@ -184,10 +188,12 @@ def clean(folder: str, named: set[str], log: Callable[[str], None]) -> None:
     """
     for lock in os.listdir(folder):
         path = os.path.join(folder, lock)
-        if not lock.endswith(_LOCK_SUFFIX) or lock in named:
+        if not _LOCK.match(lock) or lock in named:
             continue
         # Removed while locked: a holder that waits for this lock finds its file gone, and makes another.
-        with _free_lock(path) as free, contextlib.suppress(FileNotFoundError):
-            if free:
-                os.unlink(path)
-                log(f"removed the lock of a dead worker, {lock}")
+        with contextlib.suppress(FileNotFoundError):
+            if not why_odd(os.stat(path, follow_symlinks=False)):
+                with _free_lock(path) as free:
+                    if free:
+                        os.unlink(path)
+                        log(f"removed the lock of a dead worker, {lock}")

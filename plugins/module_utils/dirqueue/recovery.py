@@ -11,6 +11,7 @@ import time
 from typing import Callable
 
 from . import owner
+from .layout import why_odd
 from .queue import Change, Queue
 from .runners import Runner, carried
 
@@ -78,5 +79,7 @@ def _clean(queue: Queue, log: Callable[[str], None]) -> None:
 def _clean_staging(folder: str) -> None:
     for entry in os.scandir(folder):
         with contextlib.suppress(OSError):
-            if time.time() - entry.stat(follow_symlinks=False).st_ctime > _STAGING_AGE:
+            found = entry.stat(follow_symlinks=False)
+            # An owner record whose maker was killed may have its second name already.
+            if time.time() - found.st_ctime > _STAGING_AGE and not why_odd(found, links=entry.name.startswith("owner.")):
                 os.unlink(entry.path)

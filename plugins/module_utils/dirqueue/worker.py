@@ -17,7 +17,7 @@ from . import job, owner
 from . import jobset as definitions
 from .errors import LostClaim, MalformedJob, NotReady, QueueError
 from .joblog import JobLog
-from .layout import Layout, open_own
+from .layout import Layout
 from .queue import Claim, Queue
 from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
