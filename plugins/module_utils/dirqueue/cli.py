@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -26,8 +27,12 @@ from .worker import Worker
 EX_CONFIG = 78
 
 
+# Control characters, such as those that steer a terminal, which a gate's text or a file's name may hold.
+_HARMLESS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(text.translate(_HARMLESS) + "\n")
     sys.stdout.flush()
 
 
@@ -38,7 +43,7 @@ def _root(program: str) -> str:
 
 def _worker(options: argparse.Namespace) -> int:
     name, dash, number = options.instance.rpartition("-")
-    if not dash or not number.isdigit():
+    if not dash or not number.isdecimal():
         raise QueueError(f"{options.instance!r} is not JOBSET-NUMBER")
     Worker(options.root, name, number, _say, options.program, options.until_idle).run()
     return 0
@@ -64,25 +69,36 @@ def _progress(options: argparse.Namespace) -> int:
     names = options.jobset or jobset.defined(options.root)
     if not names:
         raise QueueError("no jobset is defined on this host; run setup")
+    status = 0
     while True:
         found = []
-        for name in names:
-            with Queue(Layout(options.root, name), jobset.load(options.root, name)) as queue:
-                found.append(progress.summary(queue))
+        for name in list(names):
+            try:
+                with Queue(Layout(options.root, name), jobset.load(options.root, name)) as queue:
+                    found.append(progress.summary(queue))
+            except (QueueError, OSError) as exc:
+                if options.jobset:
+                    raise
+                # The others are looked at all the same.
+                sys.stderr.write(f"sagequeue: {exc}\n".translate(_HARMLESS))
+                names.remove(name)
+                status = 1
         ended = all(progress.settled(one) for one in found)
         if options.json:
-            _say(json.dumps(found, ensure_ascii=False))
+            sys.stdout.write(json.dumps(found) + "\n")
+            sys.stdout.flush()
         elif not options.follow:
             _say("\n".join(progress.text(one) for one in found))
         else:
             _follow([progress.line(one) for one in found], ended)
         if not options.follow or ended:
-            return 0
+            return status
         time.sleep(options.interval)
 
 
 def _follow(lines: list[str], ended: bool) -> None:
     """Show lines in place on a terminal; elsewhere, each state once."""
+    lines = [line.replace("\n", " ").translate(_HARMLESS) for line in lines]
     if sys.stdout.isatty():
         width = os.get_terminal_size().columns
         sys.stdout.write("".join(f"\r\033[K{line[: width - 1]}\n" for line in lines))
@@ -94,6 +110,8 @@ def _follow(lines: list[str], ended: bool) -> None:
 
 
 def _carriers(options: argparse.Namespace) -> int:
+    if not all("=" in pair for pair in options.variables):
+        raise QueueError(f"{' '.join(options.variables)!r} is not KEY=VALUE ...")
     carries = dict(pair.split("=", 1) for pair in options.variables)
     if options.until_gone:
         end_carriers(carries)
@@ -148,15 +166,19 @@ def main(arguments: Optional[list[str]] = None, program: str = "") -> int:
     options.root = os.path.abspath(os.path.expanduser(options.root)) if options.root else _root(program)
     # A job's files are private to the user, whatever the umask is.
     os.umask(0o077)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that is not UTF-8, or a terminal that is not, must not end us.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return int(options.call(options))
     except QueueError as exc:
-        sys.stderr.write(f"sagequeue: {exc}\n")
+        sys.stderr.write(f"sagequeue: {exc}\n".translate(_HARMLESS))
         return EX_CONFIG if options.command in ("worker", "recover") else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return 0
     except OSError as exc:
-        sys.stderr.write(f"sagequeue: {exc}\n")
+        sys.stderr.write(f"sagequeue: {exc}\n".translate(_HARMLESS))
         return 1

@@ -5,6 +5,42 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
+# What runs short on a host and comes back, and what a person can do about it.
+_STEPS = {
+    errno.ENOSPC: "free some space or inodes on its file system (df, df -i)",
+    errno.EDQUOT: "free some space, or have the quota raised",
+    errno.EROFS: "find out why its file system is read-only (dmesg), and mount it writable",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close some files, or raise fs.file-max",
+    errno.ENOMEM: "free some memory, or raise the limit (ulimit -v)",
+    errno.EAGAIN: "end some processes, or raise the limit (ulimit -u)",
+}
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether an error says nothing of the thing it happened to, only that the host has run out of something."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _STEPS)
+
+
+def explain(error: BaseException, thing: str) -> str:
+    """Return a system's error as thing, reason and, for a shortage, the next step. Our own errors say all that already.
+
+    Args:
+        error: what was raised.
+        thing: what it happened to, where the error itself does not name it by a full path.
+    """
+    if not isinstance(error, (OSError, MemoryError)):
+        return str(error)
+    number = errno.ENOMEM if isinstance(error, MemoryError) else error.errno or 0
+    named = getattr(error, "filename", None)
+    # Other names are those of staged files, which differ each time.
+    thing = named if isinstance(named, str) and os.path.isabs(named) else thing
+    reason = getattr(error, "strerror", None) or os.strerror(number)
+    return f"{thing}: {reason}" + (f"; {_STEPS[number]}" if number in _STEPS else "")
+
 
 class QueueError(Exception):
     """The one exception of the library: names the thing, the reason and the next step."""

@@ -10,12 +10,11 @@ disk, is dropped and counted: a log must never hold its job up.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import stat
 from typing import Callable
 
 from . import owner
+from .layout import open_own
 
 # Bytes that are copied at once: all that a pipe holds. A larger pipe was not faster (1 GB: 2 s, as long as without a pipe).
 _CHUNK = 1 << 16
@@ -50,6 +49,7 @@ class JobLog:
         keep: how many older pieces stay.
         say: told once when something can't be written.
     Raises:
+        Refused: what is at its place can't be a log of ours.
         OSError: it can't be opened.
     """
 
@@ -66,7 +66,8 @@ class JobLog:
         try:
             self._open()
             for piece in pieces(path)[keep:] if size else []:
-                os.unlink(piece)
+                with contextlib.suppress(IsADirectoryError):
+                    os.unlink(piece)
             self._read, self.output = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(self._read, False)
         except OSError:
@@ -74,12 +75,8 @@ class JobLog:
             raise
 
     def _open(self) -> None:
-        # Opened for reading, too: that does not wait at a FIFO.
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        found = os.fstat(self._fd)
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        self._length = found.st_size
+        self._fd = open_own(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._length = os.fstat(self._fd).st_size
         self._amid_line = self._length > 0 and os.pread(self._fd, 1, self._length - 1) != b"\n"
 
     def _turn_over(self) -> None:

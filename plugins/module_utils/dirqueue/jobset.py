@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,8 +13,8 @@ import shlex
 from typing import Any, NamedTuple
 
 from .errors import MalformedJob, QueueError
-from .job import check_name, own_values
-from .layout import Layout, sync_folder
+from .job import check_name, is_name, own_values
+from .layout import Layout, open_own, sync_folder
 
 RUNNERS = ("podman_exec", "podman_run", "process")
 SUPERVISORS = ("systemd", "supervisord")
@@ -55,6 +56,8 @@ KEYS: dict[str, Key] = {
 }
 # What a host may say for all its jobsets, and what holds where it says nothing.
 _HOST = {"home": "~", "runner": "process", "supervisor": "systemd", "sage_command": ["sage"], "image": ""}
+# More than any definition needs: what is larger is not read.
+_MAX_BYTES = 1 << 20
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -122,6 +125,10 @@ class Jobset:
         self.name = check_name(name)
         if not isinstance(definition, dict):
             raise QueueError(f"jobset {name}: its definition is not a mapping of keys to values")
+        try:
+            json.dumps(definition, ensure_ascii=False, default=str).encode("utf-8")
+        except (UnicodeEncodeError, ValueError, TypeError, RecursionError) as exc:
+            raise QueueError(f"jobset {name}: its definition can't be written as JSON in UTF-8: {exc}") from exc
         for key in definition:
             if key not in KEYS:
                 raise QueueError(f"jobset {name}: unknown key {key!r}{nearest(str(key), list(KEYS))} (keys are {', '.join(KEYS)})")
@@ -270,9 +277,17 @@ def defined(root: str) -> list[str]:
     """Return the names of the jobsets that have a definition on this host."""
     folder = os.path.dirname(path_of(root, "x"))
     try:
-        return sorted(entry[:-5] for entry in os.listdir(folder) if entry.endswith(".json") and entry[0] != ".")
+        return sorted(entry[:-5] for entry in os.listdir(folder) if entry.endswith(".json") and is_name(entry[:-5]))
     except FileNotFoundError:
         return []
+
+
+def _text(path: str) -> str:
+    with open(path, "rb", opener=open_own) as file:
+        data = file.read(_MAX_BYTES + 1)
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"larger than {_MAX_BYTES} bytes")
+    return data.decode("utf-8")
 
 
 def load(root: str, name: str) -> Jobset:
@@ -282,13 +297,12 @@ def load(root: str, name: str) -> Jobset:
         QueueError: it is not defined here, or can't be read; names those that are defined.
     """
     try:
-        with open(path_of(root, name), encoding="utf-8") as file:
-            definition = json.load(file)
+        definition = json.loads(_text(path_of(root, name)))
     except FileNotFoundError as exc:
         names = defined(root)
         known = f"defined are {', '.join(names)}" if names else "none is; run setup"
         raise QueueError(f"jobset {name} is not defined on this host{nearest(name, names)} ({known})") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise QueueError(f"jobset {name}: {path_of(root, name)} can't be read ({exc}); run setup to write it anew") from exc
     return Jobset(name, definition)
 
@@ -299,21 +313,28 @@ def stored_text(jobset: Jobset) -> str:
 
 
 def current_text(root: str, name: str) -> str:
-    """Return the text that a jobset's definition file has now, empty where there is none."""
+    """Return the text that a jobset's definition file has now, empty where there is none.
+
+    Raises:
+        QueueError: it can't be read.
+    """
     try:
-        with open(path_of(root, name), encoding="utf-8") as file:
-            return file.read()
+        return _text(path_of(root, name))
     except FileNotFoundError:
         return ""
+    except UnicodeDecodeError:
+        return "(not UTF-8)\n"
+    except (OSError, ValueError) as exc:
+        raise QueueError(f"jobset {name}: {path_of(root, name)} can't be read ({exc}); remove it, and run setup again") from exc
 
 
 def store(layout: Layout, jobset: Jobset) -> None:
     """Write a jobset's definition, private to the user, all or nothing."""
     path = path_of(layout.root, jobset.name)
-    temporary = f"{path}.{os.getpid()}.new"
+    temporary = f"{path}.{os.urandom(8).hex()}.new"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:
             file.write(stored_text(jobset))
             file.flush()
@@ -321,6 +342,8 @@ def store(layout: Layout, jobset: Jobset) -> None:
         os.rename(temporary, path)
         sync_folder(os.path.dirname(path))
     except OSError as exc:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise QueueError(f"jobset {jobset.name}: can't write {path}: {exc.strerror}") from exc
 
 

@@ -28,6 +28,10 @@ _REFUSED = {
 }
 
 
+class Refused(OSError):
+    """What is found where a file of the queue's own should be can't be one."""
+
+
 class Layout:
     """The paths of one jobset below the root.
 
@@ -106,19 +110,20 @@ def open_own(path: str, flags: int, dir_fd: Optional[int] = None) -> int:
     """Open a file of the queue's own; one that is made is private. Follows no link, and waits for no FIFO.
 
     Raises:
-        OSError: it can't be opened, or can't be a file of the queue's own.
+        Refused: it can't be a file of the queue's own.
+        OSError: it can't be opened.
     """
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     except OSError as exc:
         # A link, a folder, a socket or a FIFO that nobody reads.
         if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise PermissionError(exc.errno, "refused, not a regular file", path) from exc
+            raise Refused(exc.errno, "refused, not a regular file", path) from exc
         raise
     reason = why_odd(os.fstat(fd))
     if reason:
         os.close(fd)
-        raise PermissionError(errno.EPERM, f"refused, {reason}", path)
+        raise Refused(errno.EPERM, f"refused, {reason}", path)
     return fd
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from typing import Any, Optional
 
 from . import owner
 from .errors import MalformedJob
+from .layout import Refused, open_own
 from .queue import Queue
 
 # How much of the history's end the rate is taken from (bytes).
@@ -23,12 +25,13 @@ _LATEST = 50
 def history(queue: Queue, tail: int = _TAIL) -> list[dict[str, Any]]:
     """Return the latest attempts, oldest first, one per claim."""
     attempts: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), open(queue.layout.history, "rb") as file:
+    # One that is refused is named by Queue.look_around.
+    with contextlib.suppress(FileNotFoundError, Refused), open(queue.layout.history, "rb", opener=open_own) as file:
         start = max(0, os.fstat(file.fileno()).st_size - tail)
         file.seek(start)
         # Cut in the middle, the first line is left out.
         for line in file.read().split(b"\n")[1 if start else 0 :]:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 attempt = json.loads(line)
                 attempts[attempt["claim"]] = attempt
     return list(attempts.values())
@@ -62,6 +65,7 @@ def summary(queue: Queue) -> dict[str, Any]:
         counts, running, gate (closed, by, text, solved, solved_by, log), refused (entry -> reason), rate (jobs done per
         hour, None if unknown), seconds_left (None if unknown).
     """
+    queue.look_around()
     counts = queue.counts()
     gate = queue.gate()
     left = counts["pending"] + counts["running"]
@@ -93,7 +97,7 @@ def _rate(queue: Queue, at_a_time: int) -> Optional[float]:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             if attempt["result"] == "done" and attempt["job"] in done:
                 seconds.append(float(attempt["duration_s"]))
-    latest = seconds[-_LATEST:]
+    latest = [taken for taken in seconds if math.isfinite(taken)][-_LATEST:]
     return round(at_a_time * 3600 * len(latest) / max(sum(latest), 0.001), 1) if latest else None
 
 

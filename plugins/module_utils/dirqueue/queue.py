@@ -37,7 +37,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
 from . import job, joblog, owner
-from .errors import LostClaim, MalformedJob, QueueError
+from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .job import SUFFIX
 from .jobset import Jobset
 from .layout import STATES, Layout, open_own, why_odd
@@ -143,6 +143,22 @@ class Queue:
                 else:
                     names.append(name)
         return names
+
+    def look_around(self) -> None:
+        """Keep in refused, too, what lies in run and can't be the queue's own."""
+        run = self.layout.run
+        for folder in (run, self.layout.staging, self.layout.workers, self.layout.malformed):
+            for entry in os.scandir(folder):
+                with contextlib.suppress(FileNotFoundError):
+                    reason = why_odd(entry.stat(follow_symlinks=False), links=folder != run)
+                    if reason and not (folder == run and entry.is_dir(follow_symlinks=False)):
+                        self.refused[os.path.relpath(entry.path, self.layout.base)] = reason
+        for state in STATES:
+            for name in self.entries(state):
+                with contextlib.suppress(FileNotFoundError):
+                    self.why_refused(state, name)
+        for name in self.recorded():
+            self._odd_owner(name)
 
     def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state."""
@@ -363,10 +379,14 @@ class Queue:
                     self._rename(name, state, "pending", sync=False)
             for state in sorted({"pending", *(state for _name, state, _values in jobs if state)}):
                 os.fsync(self._fds[state])
-        except OSError as exc:
-            self._unpublish(prefix, staged, published, {name for name, state, _values in jobs if state}, exc)
+        except BaseException as exc:
+            what = self._unpublish(prefix, staged, published, {name for name, state, _values in jobs if state})
+            if isinstance(exc, (OSError, MemoryError)):
+                raise QueueError(f"jobset {self.jobset.name}: can't enqueue, {what}: {explain(exc, self.layout.base)}") from exc
+            raise
 
-    def _unpublish(self, prefix: str, staged: list[str], published: list[str], redone: set[str], error: OSError) -> None:
+    def _unpublish(self, prefix: str, staged: list[str], published: list[str], redone: set[str]) -> str:
+        """Undo a publishing as far as it came; return what is left of it, in words."""
         left = []
         for name in published:
             # A job that existed before is not removed again; a new one may be claimed already.
@@ -375,12 +395,13 @@ class Queue:
                 continue
             try:
                 os.unlink(name + SUFFIX, dir_fd=self._fds["pending"])
-            except FileNotFoundError:
+            except OSError:
                 left.append(name)
         for name in staged[len(published) :]:
-            os.unlink(f"{prefix}.{name}", dir_fd=self._fds["staging"])
-        what = f"only {', '.join(left)} could not be called back" if left else "nothing was enqueued"
-        raise QueueError(f"jobset {self.jobset.name}: can't enqueue: {error.strerror}; {what}") from error
+            # What stays there, recovery cleans up.
+            with contextlib.suppress(OSError):
+                os.unlink(f"{prefix}.{name}", dir_fd=self._fds["staging"])
+        return f"only {', '.join(left)} could not be called back" if left else "nothing was enqueued"
 
     def _next_names(self) -> None:
         mtime = os.fstat(self._fds["pending"]).st_mtime_ns
@@ -412,6 +433,8 @@ class Queue:
         while self._names:
             name = self._names.popleft()
             claim = os.urandom(16).hex()
+            # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
+            self._stuck = Claim(name, claim, {})
             if not self._own(name, holder.record(claim), claim):
                 self._odd_owner(name)
                 continue
@@ -425,8 +448,6 @@ class Queue:
                 if isinstance(exc, FileNotFoundError):
                     continue
                 raise
-            # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
-            self._stuck = Claim(name, claim, {})
             claimed = self._accept(self._stuck)
             if claimed and os.path.lexists(self.jobset.gate):
                 self.finish(claimed, "pending", {"REASON": "gate", "DETAIL": "the gate was closed while it was claimed"})
@@ -456,16 +477,17 @@ class Queue:
 
     def _let_go(self, claim: Claim) -> None:
         """Give back a job whose claim failed half way, or carry out what its file says already."""
-        values: dict[str, str] = {}
-        with contextlib.suppress(FileNotFoundError, MalformedJob):
-            values = self.read("running", claim.name)
-        with contextlib.suppress(FileNotFoundError):
-            if values.get("CLAIM") == claim.id:
-                self._carry_out(claim.name, values)
-            else:
-                with self.lock():
-                    self._rename(claim.name, "running", "pending")
-        self._disown(claim.name)
+        if (self.owner_of(claim.name) or {}).get("OWNER_CLAIM") == claim.id:
+            values: dict[str, str] = {}
+            with contextlib.suppress(FileNotFoundError, MalformedJob):
+                values = self.read("running", claim.name)
+            with contextlib.suppress(FileNotFoundError):
+                if values.get("CLAIM") == claim.id:
+                    self._carry_out(claim.name, values)
+                else:
+                    with self.lock():
+                        self._rename(claim.name, "running", "pending")
+            self._disown(claim.name)
         self._stuck = None
 
     def _own(self, name: str, record: bytes, claim: str, locked: bool = False) -> bool:
@@ -706,12 +728,18 @@ class Queue:
     # ---- the gate ---------------------------------------------------------------------------------------------
 
     def gate(self) -> Gate:
-        """Return how the gate stands."""
+        """Return how the gate stands.
+
+        Raises:
+            OSError: too many open files, or the like: it can't be told.
+        """
         try:
             fd = os.open(self.jobset.gate, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return Gate(False)
         except OSError as exc:
+            if is_shortage(exc):
+                raise
             return Gate(True, f"(can't be read: {exc.strerror})")
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):

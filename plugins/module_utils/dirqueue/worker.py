@@ -17,7 +17,7 @@ from . import job, owner
 from . import jobset as definitions
 from .errors import LostClaim, MalformedJob, NotReady, QueueError
 from .joblog import JobLog
-from .layout import Layout
+from .layout import Layout, Refused
 from .queue import Claim, Queue
 from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
@@ -179,6 +179,9 @@ class Worker:
         path = os.path.join(self.layout.log, f"{claim.name}.log")
         try:
             log = JobLog(path, self.jobset.log_size, self.jobset.log_keep, self.log)
+        except Refused as exc:
+            # Not the job's doing, but it would come back for ever.
+            return "failed", {"REASON": "not_started", "DETAIL": f"its log {path} is {exc.strerror}"}
         except OSError as exc:
             return "pending", {"REASON": "not_started", "DETAIL": f"its log {path} can't be opened: {exc.strerror}"}
         with contextlib.closing(log):

@@ -16,7 +16,7 @@ import subprocess
 import time
 from typing import NamedTuple, Optional
 
-from ..errors import NotReady
+from ..errors import NotReady, is_shortage
 from ..jobset import Jobset
 from ..layout import Layout
 
@@ -73,10 +73,16 @@ def carriers(carries: dict[str, str]) -> list[int]:
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-                variables = file.read().split(b"\0")
-                if all(variable in variables for variable in wanted):
-                    found.append(int(entry))
+            try:
+                with open(f"/proc/{entry}/environ", "rb") as file:
+                    variables = file.read().split(b"\0")
+            except OSError as exc:
+                # It is gone, or another user's. A shortage says nothing of it: it may be one of those.
+                if is_shortage(exc):
+                    raise
+                continue
+            if all(variable in variables for variable in wanted):
+                found.append(int(entry))
     return found
 
 

@@ -113,7 +113,7 @@ def test_a_full_disk_and_nothing_is_enqueued(small_disk: Any, count: int) -> Non
     if count < 100:
         (small_disk.root / "var" / "ballast").write_bytes(b"x" * 200 * 1024)
     queue.enqueue([("before", {})])
-    with pytest.raises(QueueError, match="jobset t: can't enqueue: No space left on device; nothing was enqueued"):
+    with pytest.raises(QueueError, match="can't enqueue, nothing was enqueued: /.*/var/t: No space left on device; free some space"):
         queue.enqueue(many(count))
     assert small_disk.states() == {"before": "pending"}
     assert os.listdir(queue.layout.staging) == []

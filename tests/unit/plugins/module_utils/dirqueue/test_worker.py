@@ -349,7 +349,7 @@ def test_a_log_that_is_no_file_starts_nothing(host: Any, wait_for: Any) -> None:
     queue.enqueue([("a", {})])
     host.worker()
     wait_for(lambda: "not_started" in host.said())
-    assert "a.log can't be opened: not a regular file" in host.said() and not (host.work / "ran").exists()
+    assert "a.log is refused, not a regular file" in host.said() and not (host.work / "ran").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
