@@ -11,7 +11,7 @@ from typing import Any, Callable
 from ansible.module_utils.basic import AnsibleModule
 
 from .dirqueue import jobset
-from .dirqueue.errors import QueueError
+from .dirqueue.errors import QueueError, explain
 from .dirqueue.layout import Layout
 from .dirqueue.queue import Change, Queue
 
@@ -39,8 +39,8 @@ def run(
         with Queue(Layout(module.params["root"], definition.name), definition) as queue:
             result = call(module, queue)
             result.setdefault("counts", queue.counts())
-    except (QueueError, OSError) as exc:
-        module.fail_json(msg=str(exc))
+    except (QueueError, OSError, MemoryError) as exc:
+        module.fail_json(msg=explain(exc, module.params["root"]))
     module.exit_json(**result)
 
 

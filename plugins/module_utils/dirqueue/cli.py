@@ -15,7 +15,7 @@ import time
 from typing import Optional
 
 from . import __version__, jobset, progress
-from .errors import QueueError
+from .errors import QueueError, explain
 from .layout import Layout
 from .queue import Queue
 from .recovery import recover
@@ -51,15 +51,15 @@ def _worker(options: argparse.Namespace) -> int:
 
 def _recover(options: argparse.Namespace) -> int:
     while True:
-        definition = jobset.load(options.root, options.jobset)
         layout = Layout(options.root, options.jobset)
-        with Queue(layout, definition) as queue:
-            try:
+        try:
+            definition = jobset.load(options.root, options.jobset)
+            with Queue(layout, definition) as queue:
                 recover(queue, make(layout, definition), log=_say)
-            except QueueError as exc:
-                if not options.every:
-                    raise
-                _say(str(exc))
+        except (OSError, MemoryError, QueueError) as exc:
+            if not options.every:
+                raise
+            _say(explain(exc, layout.base))
         if not options.every:
             return 0
         time.sleep(options.every)
@@ -80,7 +80,7 @@ def _progress(options: argparse.Namespace) -> int:
                 if options.jobset:
                     raise
                 # The others are looked at all the same.
-                sys.stderr.write(f"sagequeue: {exc}\n".translate(_HARMLESS))
+                sys.stderr.write(f"sagequeue: {explain(exc, options.root)}\n".translate(_HARMLESS))
                 names.remove(name)
                 status = 1
         ended = all(progress.settled(one) for one in found)
@@ -179,6 +179,6 @@ def main(arguments: Optional[list[str]] = None, program: str = "") -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return 0
-    except OSError as exc:
-        sys.stderr.write(f"sagequeue: {exc}\n".translate(_HARMLESS))
+    except (OSError, MemoryError) as exc:
+        sys.stderr.write(f"sagequeue: {explain(exc, options.root)}\n".translate(_HARMLESS))
         return 1

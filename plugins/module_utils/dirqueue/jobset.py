@@ -12,7 +12,7 @@ import re
 import shlex
 from typing import Any, NamedTuple
 
-from .errors import MalformedJob, QueueError
+from .errors import MalformedJob, QueueError, explain, is_shortage
 from .job import check_name, is_name, own_values
 from .layout import Layout, open_own, sync_folder
 
@@ -303,6 +303,8 @@ def load(root: str, name: str) -> Jobset:
         known = f"defined are {', '.join(names)}" if names else "none is; run setup"
         raise QueueError(f"jobset {name} is not defined on this host{nearest(name, names)} ({known})") from exc
     except (OSError, ValueError, RecursionError) as exc:
+        if is_shortage(exc):
+            raise
         raise QueueError(f"jobset {name}: {path_of(root, name)} can't be read ({exc}); run setup to write it anew") from exc
     return Jobset(name, definition)
 
@@ -344,7 +346,7 @@ def store(layout: Layout, jobset: Jobset) -> None:
     except OSError as exc:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise QueueError(f"jobset {jobset.name}: can't write {path}: {exc.strerror}") from exc
+        raise QueueError(f"jobset {jobset.name}: can't write {explain(exc, path)}") from exc
 
 
 def forget(root: str, name: str) -> None:

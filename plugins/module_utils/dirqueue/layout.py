@@ -12,7 +12,7 @@ import re
 import stat
 from typing import Optional
 
-from .errors import QueueError
+from .errors import QueueError, explain
 
 STATES = ("pending", "running", "done", "failed")
 
@@ -77,7 +77,7 @@ class Layout:
                 os.mkdir(folder, 0o700)
                 sync_folder(os.path.dirname(folder))
         except OSError as exc:
-            raise QueueError(f"can't make {exc.filename or self.base}: {exc.strerror}") from exc
+            raise QueueError(f"can't make {explain(exc, self.base)}") from exc
         return bool(missing)
 
 
@@ -116,9 +116,11 @@ def open_own(path: str, flags: int, dir_fd: Optional[int] = None) -> int:
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=dir_fd)
     except OSError as exc:
-        # A link, a folder, a socket or a FIFO that nobody reads.
-        if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise Refused(exc.errno, "refused, not a regular file", path) from exc
+        # A link, a folder, a socket, a FIFO that nobody reads, or what belongs to somebody else.
+        if exc.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EACCES, errno.EPERM):
+            reason = why_odd(os.stat(path, dir_fd=dir_fd, follow_symlinks=False))
+            if reason:
+                raise Refused(exc.errno, f"refused, {reason}", path) from exc
         raise
     reason = why_odd(os.fstat(fd))
     if reason:

@@ -23,6 +23,7 @@ The rules that make it safe:
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import getpass
@@ -103,6 +104,8 @@ class Queue:
                 self._fds[name] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as exc:
             self.close()
+            if is_shortage(exc):
+                raise
             raise QueueError(f"jobset {layout.jobset} has no usable queue: {exc.filename}: {exc.strerror}; run setup, or enqueue") from exc
 
     def close(self) -> None:
@@ -282,9 +285,10 @@ class Queue:
         place = time.time_ns() + order * 1000 - int(values.get("PRIORITY", "0")) * _PRIORITY_STEP * 10**9
         os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
 
-    def _log_attempt(self, line: dict[str, Any]) -> None:
+    def _append(self, path: str, line: dict[str, Any]) -> None:
+        """Append a line to the history, or to what is kept of gates."""
         text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "replace")
-        with open(self.layout.history, "ab+", buffering=0, opener=open_own) as file:
+        with open(path, "ab+", buffering=0, opener=open_own) as file:
             end = os.fstat(file.fileno()).st_size
             # Whoever was cut short by a full disk left half a line.
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
@@ -558,7 +562,7 @@ class Queue:
         claim = values["CLAIM"]
         if self._logged != claim and not (locked and self._in_history(claim)):
             keys = ("RESULT", *(key for key in job.RESULT_KEYS if key in values and key not in ("RESULT", "ORIGINAL")))
-            self._log_attempt({"job": name, **{key.lower(): values[key] for key in keys}})
+            self._append(self.layout.history, {"job": name, **{key.lower(): values[key] for key in keys}})
             self._logged = claim
         needs_lock = values["RESULT"] == "pending" and not locked
         with self.lock() if needs_lock else contextlib.nullcontext():
@@ -775,19 +779,20 @@ class Queue:
             text = f"{_REQUESTED}{by or getpass.getuser()} at {owner.now()}\n"
             staged = f"{self.jobset.gate}.{os.urandom(8).hex()}"
             try:
-                with open(staged, "x", encoding="utf-8") as file:
-                    # Whoever a container runs its programs as may read it, whatever the umask is.
-                    os.fchmod(file.fileno(), 0o644)
-                    file.write(text)
                 try:
+                    with open(staged, "x", encoding="utf-8") as file:
+                        # Whoever a container runs its programs as may read it, whatever the umask is.
+                        os.fchmod(file.fileno(), 0o644)
+                        file.write(text)
                     # link, not rename: a solver's gate that appears now must stay as it is.
                     os.link(staged, self.jobset.gate)
                 except FileExistsError:
                     return False
                 finally:
-                    os.unlink(staged)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(staged)
             except OSError as exc:
-                raise QueueError(f"jobset {self.jobset.name}: can't make the gate {self.jobset.gate}: {exc.strerror}") from exc
+                raise QueueError(f"jobset {self.jobset.name}: can't make the gate: {explain(exc, self.jobset.gate)}") from exc
         return True
 
     def open_gate(self, check: bool = False) -> bool:
@@ -798,22 +803,18 @@ class Queue:
         """
         gate = self.gate()
         if gate.closed and not check:
-            line = json.dumps({"opened_at": owner.now(), "text": gate.text, "solved_by": gate.solved_by})
             try:
-                with open(self.layout.gates, "ab", buffering=0, opener=open_own) as file:
-                    file.write(line.encode() + b"\n")
+                self._append(self.layout.gates, {"opened_at": owner.now(), "text": gate.text, "solved_by": gate.solved_by})
                 os.unlink(self.jobset.gate)
             except FileNotFoundError:
                 return False
             except OSError as exc:
-                raise QueueError(f"jobset {self.jobset.name}: can't open the gate {self.jobset.gate}: {exc.strerror}") from exc
+                raise QueueError(f"jobset {self.jobset.name}: can't open the gate: {explain(exc, self.jobset.gate)}") from exc
         return gate.closed
 
 
 def _sync_file_system(fd: int) -> None:
     """syncfs(2): one call for a whole batch, where syncing each file would cost more."""
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(fd) != 0:
         raise OSError(ctypes.get_errno(), "syncfs failed")

@@ -15,7 +15,7 @@ from typing import Callable, Optional, TypeVar
 
 from . import job, owner
 from . import jobset as definitions
-from .errors import LostClaim, MalformedJob, NotReady, QueueError
+from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
 from .joblog import JobLog
 from .layout import Layout, Refused
 from .queue import Claim, Queue
@@ -110,8 +110,8 @@ class Worker:
                     recovered = True
                 self._make_ready()
                 claim = self.queue.claim(self.holder)
-            except (OSError, QueueError) as exc:
-                self._say(f"waiting: {exc}")
+            except (OSError, MemoryError, QueueError) as exc:
+                self._say(f"waiting: {explain(exc, self.layout.base)}")
                 self._sleep(_AGAIN)
                 continue
             for entry in self.queue.refused.keys() - self._refused:
@@ -183,7 +183,7 @@ class Worker:
             # Not the job's doing, but it would come back for ever.
             return "failed", {"REASON": "not_started", "DETAIL": f"its log {path} is {exc.strerror}"}
         except OSError as exc:
-            return "pending", {"REASON": "not_started", "DETAIL": f"its log {path} can't be opened: {exc.strerror}"}
+            return "pending", {"REASON": "not_started", "DETAIL": f"its log can't be opened: {explain(exc, path)}"}
         with contextlib.closing(log):
             log.note(f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
             self.log(f"job {claim.name}: attempt {attempt}")
@@ -196,6 +196,9 @@ class Worker:
             try:
                 running = self.runner.start(command, carried(self.layout, claim.name, claim.id), self._token)
             except OSError as exc:
+                if is_shortage(exc):
+                    # Not its container's doing either: it may be tried as often as it takes.
+                    return "pending", {"REASON": "not_started", "DETAIL": explain(exc, self.jobset.script)}
                 return self._lost(claim, f"the job can't be started: {exc}")
             log.started()
             outcome, ended_for = self._watch(running, log)
@@ -241,13 +244,13 @@ class Worker:
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except (OSError, NotReady) as exc:
-            self._say(str(exc))
+        except (OSError, MemoryError, NotReady) as exc:
+            self._say(explain(exc, self.layout.base))
 
     def _judge(
         self, claim: Claim, running: Running, outcome: Outcome, ended_for: str, attempt: int, out_of_memory: bool
     ) -> tuple[str, dict[str, str]]:
-        gate = self.queue.gate()
+        gate = self._insist(self.queue.gate, f"job {claim.name} has ended, but the gate can't be read")
         solved = gate.closed and not gate.requested and self.jobset.names_job(gate.text, claim.name, claim.values)
         ok = outcome.exit_status == 0
         if solved and (ok or ended_for == "worker_stopped"):
@@ -285,8 +288,8 @@ class Worker:
         while True:
             try:
                 return call()
-            except (OSError, NotReady) as exc:
-                self._say(f"{trouble} ({exc}); trying again")
+            except (OSError, MemoryError, NotReady) as exc:
+                self._say(f"{trouble} ({explain(exc, self.layout.base)}); trying again")
                 self._sleep(1.0)
 
 
