@@ -48,14 +48,17 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
     """Return a module's result for what became of some jobs.
 
     Args:
-        changes: one per job.
+        changes: one per job, or per so many alike.
         what: the deed, as in "enqueued".
         check: whether it was only predicted.
     """
     changed = [change for change in changes if change.old_state != change.new_state]
-    left = Counter(change.reason for change in changes if change.old_state == change.new_state)
+    left: Counter[str] = Counter()
+    for change in changes:
+        if change.old_state == change.new_state:
+            left[change.reason] += change.jobs
     deed = f"would be {what}" if check else what
-    message = f"{len(changed)} {deed}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
+    message = f"{sum(change.jobs for change in changed)} {deed}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
     return {
         "changed": bool(changed),
         "jobs": [
@@ -65,12 +68,17 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
                 "new_state": change.new_state,
                 "changed": change.old_state != change.new_state,
                 "reason": change.reason,
+                "jobs": change.jobs,
             }
             for change in changes
         ],
         "msg": message,
         "diff": {
-            "before": "".join(f"{change.name}: {change.old_state or 'absent'}\n" for change in changed),
-            "after": "".join(f"{change.name}: {change.new_state or 'absent'}\n" for change in changed),
+            "before": "".join(f"{_named(change)}: {change.old_state or 'absent'}\n" for change in changed),
+            "after": "".join(f"{_named(change)}: {change.new_state or 'absent'}\n" for change in changed),
         },
     }
+
+
+def _named(change: Change) -> str:
+    return change.name if change.jobs == 1 else f"{change.name} and {change.jobs - 1} more"

@@ -107,18 +107,19 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.job import parse_list
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 
 
 def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Enqueue what the options name."""
     options = module.params
+    jobs: batch.Lines | list[tuple[str, dict[str, str]]]
     if options["jobs_file"]:
         try:
-            with open(options["jobs_file"], encoding="utf-8") as lines:
-                jobs = list(parse_list(lines))
+            with open(options["jobs_file"], encoding="utf-8") as file:
+                jobs = batch.listed(file.read())
         except UnicodeDecodeError as exc:
             raise QueueError(f"{options['jobs_file']} is not UTF-8; nothing was enqueued") from exc
     elif options["jobs"] is not None:

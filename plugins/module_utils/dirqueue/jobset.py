@@ -12,6 +12,7 @@ import re
 import shlex
 from typing import Any, NamedTuple
 
+from . import batch
 from .errors import MalformedJob, QueueError, explain, is_shortage
 from .job import check_name, is_name, own_values
 from .layout import Layout, open_own, sync_folder
@@ -221,21 +222,20 @@ class Jobset:
         """The gate file's path on the host."""
         return os.path.join(self.workdir, self.gate_file)
 
-    def job_name(self, offset: int) -> str:
+    def job_name(self, offset: int | str) -> str:
         """Return the name of the job of an offset (the older scripts' names, too)."""
         return f"{self.name}_off{offset}"
 
-    def offset_jobs(self, offsets: list[int] | None = None) -> list[tuple[str, dict[str, str]]]:
-        """Return names and values of the jobs of some offsets, or of the whole stride.
+    def offset_jobs(self, offsets: list[int] | None = None) -> batch.Lines:
+        """Return the jobs of some offsets, or of the whole stride.
 
         Raises:
             QueueError: an offset is outside the stride.
         """
-        chosen = list(range(self.stride)) if offsets is None else offsets
-        for offset in chosen:
+        for offset in offsets or []:
             if not 0 <= offset < self.stride:
                 raise QueueError(f"jobset {self.name}: offset {offset} is outside the stride; offsets go from 0 to {self.stride - 1}")
-        return [(self.job_name(offset), {"OFFSET": str(offset)}) for offset in chosen]
+        return batch.numbered(self.job_name(""), range(self.stride) if offsets is None else offsets)
 
     def placeholders(self, job: str, values: dict[str, str]) -> dict[str, str]:
         """Return what {name} stands for in the arguments and in solved_pattern of one job."""

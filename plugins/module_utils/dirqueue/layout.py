@@ -45,6 +45,7 @@ class Layout:
         self.jobset = jobset
         self.base = os.path.join(self.root, "var", jobset)
         self.queue = os.path.join(self.base, "queue")
+        self.batches = os.path.join(self.queue, "batches")
         self.log = os.path.join(self.base, "log")
         self.run = os.path.join(self.base, "run")
         self.staging = os.path.join(self.run, "staging")
@@ -58,7 +59,7 @@ class Layout:
     def folders(self) -> list[str]:
         """Return every folder of the jobset, outermost first."""
         states = [os.path.join(self.queue, state) for state in STATES]
-        return [self.base, self.queue, *states, self.log, self.run, self.staging, self.workers, self.malformed]
+        return [self.base, self.queue, *states, self.batches, self.log, self.run, self.staging, self.workers, self.malformed]
 
     def missing(self) -> list[str]:
         """Return the folders that create would make."""

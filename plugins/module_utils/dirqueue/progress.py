@@ -112,6 +112,9 @@ def jobs(queue: Queue) -> list[dict[str, Any]]:
                 except MalformedJob as exc:
                     values = {"REASON": "malformed_job", "DETAIL": str(exc)}
                 found.append({"name": name, "state": state, "values": {key.lower(): value for key, value in values.items()}})
+        if state == "pending":
+            waiting = queue.batched()
+            found += [{"name": n, "state": state, "values": {key.lower(): value for key, value in v.items()}} for n, v in waiting]
     return found
 
 

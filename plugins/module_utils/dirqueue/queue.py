@@ -6,6 +6,8 @@
     enqueue -> pending -> claim -> running -> finish -> done, failed, or back to pending
     recover: running -> pending (or failed)    retry: failed -> pending    remove: away
 
+A large enqueue is one file, a batch, whose jobs are pending and become files a few at a time: see batch.py.
+
 The rules that make it safe:
 
 1. A job is the file NAME.env in exactly one of four folders. A transition is one rename(2); what must be written is
@@ -33,11 +35,12 @@ import os
 import re
 import stat
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, NamedTuple, Optional
 
-from . import job, joblog, owner
+from . import batch, job, joblog, owner
+from .batch import Batch, Lines
 from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .job import SUFFIX
 from .jobset import Jobset
@@ -59,12 +62,13 @@ class Claim(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What became of one job: its states before and after (None: not there), and why."""
+    """What became of one job, or of several alike: the first, its states before and after (None: not there), why, how many."""
 
     name: str
     old_state: Optional[str]
     new_state: Optional[str]
     reason: str = ""
+    jobs: int = 1
 
 
 class Gate(NamedTuple):
@@ -78,6 +82,11 @@ class Gate(NamedTuple):
 
 def _natural(name: str) -> list[Any]:
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
+
+
+def _ahead(values: dict[str, str]) -> int:
+    """Return how far a job's PRIORITY brings it forward in the queue, in nanoseconds."""
+    return int(values.get("PRIORITY", "0")) * _PRIORITY_STEP * 10**9
 
 
 class Queue:
@@ -99,8 +108,12 @@ class Queue:
         self._logged = ""
         self._stuck: Claim | None = None
         self._fds: dict[str, int] = {}
+        folders = {**{state: os.path.join(layout.queue, state) for state in STATES}, "staging": layout.staging, "batches": layout.batches}
         try:
-            for name, path in (*((state, os.path.join(layout.queue, state)) for state in STATES), ("staging", layout.staging)):
+            # A queue that an older version has made lacks it.
+            if os.path.isdir(layout.queue) and not os.path.isdir(layout.batches):
+                layout.create()
+            for name, path in folders.items():
                 self._fds[name] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as exc:
             self.close()
@@ -165,7 +178,36 @@ class Queue:
 
     def counts(self) -> dict[str, int]:
         """Return how many jobs are in each state."""
-        return {state: len(self.entries(state)) for state in STATES}
+        counts = {state: len(self.entries(state)) for state in STATES}
+        for one in self._batches():
+            with one:
+                # Those that have become files since its cursor was written are counted as such.
+                counts["pending"] += one.left - sum(1 for name in one.names() if self._filed(name))
+        return counts
+
+    def _batches(self) -> list[Batch]:
+        """Open all batches, first the one that was enqueued first; the caller closes each. Others are kept in refused."""
+        opened = []
+        for entry in sorted(os.listdir(self._fds["batches"])):
+            if entry.endswith(batch.CURSOR):
+                continue
+            try:
+                if not entry.endswith(batch.SUFFIX) or not job.is_name(entry):
+                    raise MalformedJob("not a batch's name")
+                opened.append(Batch(self._fds["batches"], entry[: -len(batch.SUFFIX)]))
+            except MalformedJob as exc:
+                self.refused[f"batches/{entry!r}"] = str(exc)
+            except FileNotFoundError:
+                continue
+        return opened
+
+    def batched(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Return names and values of the pending jobs that are not files yet."""
+        for one in self._batches():
+            with one:
+                for name, line in one.rest():
+                    if not self._filed(name):
+                        yield next(job.parse_list([line]))
 
     def why_refused(self, state: str, name: str) -> str:
         """Return why an entry can't be taken for a job's file, or an empty text.
@@ -201,6 +243,15 @@ class Queue:
 
     def locate(self, name: str) -> str | None:
         """Return the state that a job is in, None if it is in none. Certain only under the lock (rule 3)."""
+        state = self._filed(name)
+        for one in self._batches() if state is None else []:
+            with one:
+                if state is None and one.find(name) is not None:
+                    state = "pending"
+        return state
+
+    def _filed(self, name: str) -> str | None:
+        """Return the state that a job's file is in: a pending job of a batch has none yet."""
         for state in STATES:
             with contextlib.suppress(FileNotFoundError):
                 os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
@@ -280,9 +331,9 @@ class Queue:
         os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
         os.rename(staged, name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[state])
 
-    def _place(self, staged: str, values: dict[str, str], order: int) -> None:
+    def _place(self, staged: str, values: dict[str, str], enqueued: int) -> None:
         """Set a new job's place in pending: its file's mtime, oldest first, PRIORITY before age."""
-        place = time.time_ns() + order * 1000 - int(values.get("PRIORITY", "0")) * _PRIORITY_STEP * 10**9
+        place = enqueued - _ahead(values)
         os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
 
     def _append(self, path: str, line: dict[str, Any]) -> None:
@@ -307,16 +358,31 @@ class Queue:
 
     # ---- enqueue, claim, finish -------------------------------------------------------------------------------
 
-    def enqueue(self, jobs: Iterable[tuple[str, dict[str, str]]], force: bool = False, check: bool = False) -> list[Change]:
+    def enqueue(self, jobs: Iterable[tuple[str, dict[str, str]]] | Lines, force: bool = False, check: bool = False) -> list[Change]:
         """Put jobs into pending, all or none; durable on return. A job that exists in any state is left alone.
 
         Args:
-            jobs: names and values.
+            jobs: names and values, or many as lines.
             force: redo those that are done or failed.
             check: only say what would become of each.
+        Returns:
+            one change per job; of many jobs, one for all alike.
         Raises:
             QueueError: a bad name or value, or no room; then nothing was enqueued.
         """
+        if isinstance(jobs, Lines) and len(jobs.names) < batch.LEAST:
+            jobs = job.parse_list(jobs.lines)
+        if not isinstance(jobs, Lines):
+            wanted = self._checked(jobs)
+            if len(wanted) < batch.LEAST:
+                return self._enqueue_few(wanted, force, check)
+            jobs = Lines(list(wanted), [batch.line(name, values) for name, values in wanted.items()])
+        elif len(set(jobs.names)) != len(jobs.names):
+            twice = next(name for name, count in Counter(jobs.names).items() if count > 1)
+            raise QueueError(f"job {twice} is named twice; nothing was enqueued")
+        return self._enqueue_many(jobs, force, check)
+
+    def _checked(self, jobs: Iterable[tuple[str, dict[str, str]]]) -> dict[str, dict[str, str]]:
         wanted: dict[str, dict[str, str]] = {}
         for name, values in jobs:
             if job.check_name(name) in wanted:
@@ -325,13 +391,90 @@ class Queue:
                 wanted[name] = job.check_own_values(values)
             except MalformedJob as exc:
                 raise QueueError(f"job {name}: {exc}; nothing was enqueued") from exc
+        return wanted
+
+    def _enqueue_few(self, wanted: dict[str, dict[str, str]], force: bool, check: bool) -> list[Change]:
+        """Make a file of each job at once."""
         with self.lock():
             changes = [self._enqueued(name, state, force) for name, state in self._locate_all(list(wanted))]
             if not check:
-                wanted_now = [change for change in changes if change.old_state != change.new_state]
-                stamp = owner.now()
-                self._publish([(c.name, c.old_state, {**wanted[c.name], "ENQUEUED_AT": stamp, **self._last_claim(c)}) for c in wanted_now])
+                self._make([(change, wanted[change.name]) for change in changes if change.old_state != change.new_state])
         return changes
+
+    def _make(self, jobs: list[tuple[Change, dict[str, str]]]) -> None:
+        """Make the files of enqueued jobs. The caller holds the lock."""
+        stamp = owner.now()
+        self._publish([(c.name, c.old_state, {**values, "ENQUEUED_AT": stamp, **self._last_claim(c)}) for c, values in jobs])
+
+    def _enqueue_many(self, jobs: Lines, force: bool, check: bool) -> list[Change]:
+        """Make one batch of the new jobs, and files of those that are redone."""
+        with self.lock():
+            known = self._known(jobs.names)
+            fresh = [line for name, line in zip(jobs.names, jobs.lines) if name not in known] if known else jobs.lines
+            redone = (
+                [line for name, line in zip(jobs.names, jobs.lines) if force and known.get(name) in ("done", "failed")] if known else []
+            )
+            again = [(self._enqueued(name, known[name], force), values) for name, values in job.parse_list(redone)]
+            if not check:
+                name = f"{owner.now()}.{os.urandom(4).hex()}".replace(":", "")
+                try:
+                    if fresh:
+                        self._publish_batch(name, fresh, time.time_ns())
+                    self._make(again)
+                except BaseException as exc:
+                    with contextlib.suppress(OSError):
+                        self._drop_batch(name)
+                    if isinstance(exc, (OSError, MemoryError)):
+                        raise QueueError(self._not_enqueued(exc, "nothing was enqueued")) from exc
+                    raise
+        changes = [change for change, _values in again]
+        if fresh:
+            changes.insert(0, Change(fresh[0].partition(" ")[0], None, "pending", "enqueued", len(fresh)))
+        alone: dict[str, list[str]] = {}
+        for name in known.keys() - {change.name for change in changes}:
+            alone.setdefault(known[name], []).append(name)
+        return changes + [Change(min(names), state, state, f"left alone: already {state}", len(names)) for state, names in alone.items()]
+
+    def _known(self, names: list[str]) -> dict[str, str]:
+        """Return the state of those of many jobs that exist. The caller holds the lock."""
+        found: dict[str, str] = {}
+        for one in self._batches():
+            with one:
+                found.update((name, "pending") for name, _line in one.rest())
+        for state in STATES:
+            found.update((entry[: -len(SUFFIX)], state) for entry in os.listdir(self._fds[state]) if entry.endswith(SUFFIX))
+        return {name: found[name] for name in names if name in found} if found else {}
+
+    def _publish_batch(self, name: str, lines: list[str], place: int) -> None:
+        """Write a batch, or what is left of it. The caller holds the lock."""
+        identity = os.urandom(8).hex()
+        head = batch.head(identity, len(lines), place, owner.now())
+        self._stage(identity, (head + "\n".join(lines) + "\n").encode("utf-8"))
+        os.rename(identity, name + batch.SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["batches"])
+        os.fsync(self._fds["batches"])
+        # Idle workers look at this folder's time.
+        os.utime(os.path.join(self.layout.queue, "pending"))
+
+    def _drop_batch(self, name: str) -> None:
+        """Remove a batch, and only then its cursor: without one it would begin anew. The caller holds the lock."""
+        for entry in (name + batch.SUFFIX, name + batch.CURSOR):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry, dir_fd=self._fds["batches"])
+            os.fsync(self._fds["batches"])
+
+    def _issue(self, one: Batch) -> None:
+        """Turn the next jobs of a batch into files. The caller holds the lock."""
+        jobs, cursor = one.next()
+        # Who was killed before the cursor was written has made some of them.
+        fresh = [(name, values) for name, values in jobs if not self._filed(name)]
+        self._publish([(name, None, {**values, "ENQUEUED_AT": one.stamp}) for name, values in fresh], one.place + one.issued * 1000)
+        if len(jobs) == one.left:
+            self._drop_batch(one.name)
+            return
+        staged = f"{one.id}.{os.urandom(8).hex()}"
+        self._stage(staged, cursor)
+        os.rename(staged, one.name + batch.CURSOR, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["batches"])
+        os.fsync(self._fds["batches"])
 
     def _last_claim(self, change: Change) -> dict[str, str]:
         """Return the latest claim of a job that is to be redone: what that left behind must end before it runs again."""
@@ -358,12 +501,14 @@ class Queue:
             return Change(name, state, state, f"left alone: {reason}") if reason else Change(name, state, "pending", "enqueued again")
         return Change(name, state, state, f"left alone: already {state}")
 
-    def _publish(self, jobs: list[tuple[str, str | None, dict[str, str]]]) -> None:
+    def _publish(self, jobs: list[tuple[str, str | None, dict[str, str]]], place: int | None = None) -> None:
         """Write jobs into staging, sync, and rename each into pending; undo it on an error. The caller holds the lock.
 
         Args:
             jobs: names, states (None: new; done or failed: to be redone), values.
+            place: of the first in the queue; None: now.
         """
+        first_place = time.time_ns() if place is None else place
         prefix = os.urandom(8).hex()
         rendered = [job.render(values) for _name, _state, values in jobs]
         staged: list[str] = []
@@ -372,7 +517,7 @@ class Queue:
             for order, (name, _state, values) in enumerate(jobs):
                 self._stage(f"{prefix}.{name}", rendered[order], sync=len(jobs) < 20)
                 staged.append(name)
-                self._place(f"{prefix}.{name}", values, order)
+                self._place(f"{prefix}.{name}", values, first_place + order * 1000)
             if len(jobs) >= 20:
                 _sync_file_system(self._fds["staging"])
             for name, state, _values in jobs:
@@ -386,8 +531,11 @@ class Queue:
         except BaseException as exc:
             what = self._unpublish(prefix, staged, published, {name for name, state, _values in jobs if state})
             if isinstance(exc, (OSError, MemoryError)):
-                raise QueueError(f"jobset {self.jobset.name}: can't enqueue, {what}: {explain(exc, self.layout.base)}") from exc
+                raise QueueError(self._not_enqueued(exc, what)) from exc
             raise
+
+    def _not_enqueued(self, error: BaseException, what: str) -> str:
+        return f"jobset {self.jobset.name}: can't enqueue, {what}: {explain(error, self.layout.base)}"
 
     def _unpublish(self, prefix: str, staged: list[str], published: list[str], redone: set[str]) -> str:
         """Undo a publishing as far as it came; return what is left of it, in words."""
@@ -408,19 +556,45 @@ class Queue:
         return f"only {', '.join(left)} could not be called back" if left else "nothing was enqueued"
 
     def _next_names(self) -> None:
-        mtime = os.fstat(self._fds["pending"]).st_mtime_ns
-        # Unchanged, it is still read now and then: the claimer of a job that was passed over may have died since.
-        if mtime == self._seen[0] and time.monotonic() < self._seen[1]:
-            return
-        places = []
-        for name in self.entries("pending"):
-            with contextlib.suppress(FileNotFoundError):
-                if not self.why_refused("pending", name):
-                    found = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False)
-                    places.append((found.st_mtime_ns, _natural(name), name))
-        self._names.extend(name for _time, _key, name in sorted(places))
+        while True:
+            mtime = os.fstat(self._fds["pending"]).st_mtime_ns
+            # Unchanged, it is still read now and then: the claimer of a job that was passed over may have died since.
+            if mtime == self._seen[0] and time.monotonic() < self._seen[1]:
+                return
+            places = []
+            for name in self.entries("pending"):
+                with contextlib.suppress(FileNotFoundError):
+                    if not self.why_refused("pending", name):
+                        found = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False)
+                        places.append((found.st_mtime_ns, _natural(name), name))
+            places.sort()
+            first = self._first_batch()
+            self._names.extend(name for place, _key, name in places if not first or place < first[0])
+            if self._names or not first:
+                break
+            with self.lock():
+                # Somebody else may have been faster.
+                if os.fstat(self._fds["pending"]).st_mtime_ns == mtime:
+                    try:
+                        one = Batch(self._fds["batches"], first[1])
+                    except FileNotFoundError:
+                        continue
+                    with one:
+                        self._issue(one)
         # A folder changed twice within one tick of its clock looks unchanged: trust only a time that has passed.
         self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
+
+    def _first_batch(self) -> tuple[int, str] | None:
+        """Return the place in the queue of the first job that waits in a batch, and that batch's name."""
+        places = []
+        for one in self._batches():
+            with one:
+                try:
+                    jobs, _cursor = one.next()
+                    places.append((one.place + one.issued * 1000 - (_ahead(jobs[0][1]) if jobs else 0), one.name))
+                except MalformedJob as exc:
+                    self.refused[f"batches/{one.name}{batch.SUFFIX}"] = str(exc)
+        return min(places, default=None)
 
     def claim(self, holder: owner.Holder) -> Claim | None:
         """Take the next job, pending -> running; None if the gate is closed or nothing is pending.
@@ -700,8 +874,15 @@ class Queue:
         with self.lock():
             if names is None:
                 names = sorted({name for state in states for name in self.entries(state)}, key=_natural)
+                changes += self._remove_from_batches(None if "pending" in states else set(names), check)
+            else:
+                filed = {job.check_name(name): self._filed(name) for name in names}
+                # Also from a batch that has made a file of it already: else it would do so again, once that is gone.
+                changes += self._remove_from_batches({n for n, state in filed.items() if (state or "pending") in states}, check)
+                gone = {change.name for change in changes}
+                names = [name for name in names if filed[name] or name not in gone]
             for name in names:
-                state = self.locate(job.check_name(name))
+                state = self.locate(name)
                 if state is None or state not in states:
                     changes.append(Change(name, state, state, f"left alone: {state or 'there is no such job'}"))
                 elif state == "running":
@@ -713,6 +894,28 @@ class Queue:
                     changes.append(self._removed(name, state, logs))
             for state in states:
                 os.fsync(self._fds[state])
+        return changes
+
+    def _remove_from_batches(self, names: set[str] | None, check: bool) -> list[Change]:
+        """Take pending jobs that are no files yet out of their batches; None: all. The caller holds the lock."""
+        changes = []
+        for one in self._batches() if names is None or names else []:
+            with one:
+                if names is None:
+                    lag = sum(1 for name in one.names() if self._filed(name))
+                    changes.append(Change(f"batch {one.name}", "pending", None, "removed, as jobs of a batch", one.left - lag))
+                    kept = []
+                else:
+                    lines = list(one.rest())
+                    kept = [line for name, line in lines if name not in names]
+                    if len(kept) == len(lines):
+                        continue
+                    taken = [name for name, _line in lines if name in names and not self._filed(name)]
+                    changes += [Change(name, "pending", None, "removed") for name in taken]
+                if not check and kept:
+                    self._publish_batch(one.name, kept, one.place + one.issued * 1000)
+                elif not check:
+                    self._drop_batch(one.name)
         return changes
 
     def _removed(self, name: str, state: str, logs: bool) -> Change:

@@ -155,8 +155,8 @@ def test_the_queues_own_keys_are_no_placeholders() -> None:
 
 
 def test_jobs_of_the_stride() -> None:
-    assert define(stride=3).offset_jobs() == [(f"rook_r3_off{k}", {"OFFSET": str(k)}) for k in range(3)]
-    assert [name for name, _values in define(stride=8).offset_jobs([5, 3])] == ["rook_r3_off5", "rook_r3_off3"]
+    assert define(stride=3).offset_jobs().lines == [f"rook_r3_off{k} OFFSET={k}" for k in range(3)]
+    assert define(stride=8).offset_jobs([5, 3]).names == ["rook_r3_off5", "rook_r3_off3"]
 
 
 @pytest.mark.parametrize("offset", [-1, 8, 100])
