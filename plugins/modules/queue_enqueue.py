@@ -72,7 +72,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 jobs:
-  description: What became of each job.
+  description: What became of each job; for a large enqueue, one entry for all that are alike.
   returned: success
   type: list
   elements: dict
@@ -92,6 +92,9 @@ jobs:
     reason:
       description: Why.
       type: str
+    jobs:
+      description: How many jobs the entry stands for; name is the first of them.
+      type: int
 counts:
   description: How many jobs are in each state now.
   returned: success

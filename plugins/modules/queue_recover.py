@@ -50,6 +50,9 @@ jobs:
     reason:
       description: Why.
       type: str
+    jobs:
+      description: How many jobs the entry stands for, always 1 here.
+      type: int
 counts:
   description: How many jobs are in each state now.
   returned: success

@@ -53,7 +53,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 jobs:
-  description: What became of each job.
+  description: What became of each job; for a batch of jobs that were no files yet, one entry.
   returned: success
   type: list
   elements: dict
@@ -73,6 +73,9 @@ jobs:
     reason:
       description: Why.
       type: str
+    jobs:
+      description: How many jobs the entry stands for; name is the first of them.
+      type: int
 counts:
   description: How many jobs are in each state now.
   returned: success

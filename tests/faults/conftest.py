@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.tests.faults import ledger
-from ansible_collections.sagequeue.batch.tests.unit.batch_host import host, program, wait_for  # noqa: F401
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import host, program, small_disk, wait_for  # noqa: F401
 from hypothesis import settings
 
 settings.register_profile("short", max_examples=200, deadline=None)

@@ -209,3 +209,15 @@ def host(tmp_path: Path, program: Path) -> Iterator[Host]:
     made = Host(tmp_path, program)
     with contextlib.closing(made):
         yield made
+
+
+@pytest.fixture
+def small_disk(host: Host) -> Iterator[Host]:
+    """A file system of 256 KiB below var."""
+    (host.root / "var").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(host.root / "var")], check=False).returncode != 0:
+        pytest.skip("may not mount a file system")
+    yield host
+    for queue in host._queues:
+        queue.close()
+    subprocess.run(["umount", "--lazy", str(host.root / "var")], check=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.tests.unit.batch_host import host, program, wait_for  # noqa: F401
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import host, program, small_disk, wait_for  # noqa: F401
 from hypothesis import settings
 
 # The machine may be busy: no deadline for one example.

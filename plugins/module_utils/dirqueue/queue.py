@@ -830,6 +830,13 @@ class Queue:
             self._disown(name)
         return cleared
 
+    def clear_stale_cursors(self) -> None:
+        """Remove the cursors of batches that are gone. The caller holds the lock."""
+        entries = set(os.listdir(self._fds["batches"]))
+        for entry in entries:
+            if entry.endswith(batch.CURSOR) and entry[: -len(batch.CURSOR)] + batch.SUFFIX not in entries:
+                os.unlink(entry, dir_fd=self._fds["batches"])
+
     def retry(self, names: list[str] | None = None, check: bool = False) -> list[Change]:
         """Move failed jobs back to pending with their attempts set to zero.
 

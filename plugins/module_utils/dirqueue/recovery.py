@@ -71,6 +71,7 @@ def _clean(queue: Queue, log: Callable[[str], None]) -> None:
     """Remove what dead holders left behind. The caller holds the lock."""
     for name in queue.clear_stale_owners():
         log(f"job {name}: removed the owner record of a worker that died while claiming it")
+    queue.clear_stale_cursors()
     named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in queue.recorded()}
     owner.clean(queue.layout.workers, named, log)
     _clean_staging(queue.layout.staging)

@@ -13,6 +13,8 @@ import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner, progress
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
 
 MANY = 1300
 
@@ -211,3 +213,21 @@ def test_find_does_not_take_a_part_of_a_name(queue: Queue) -> None:
     assert queue.locate("t_off129") == "pending"
     assert queue.locate("t_off130000") is None
     assert job.is_name("t_off129")
+
+
+def test_a_cursor_without_its_batch_is_cleaned_up(queue: Queue) -> None:
+    queue.enqueue(many())
+    drain(queue, 2)
+    (gone,) = (entry for entry in batches(queue) if entry.endswith(batch.SUFFIX))
+    os.unlink(os.path.join(queue.layout.batches, gone))
+    recover(queue, make(queue.layout, queue.jobset))
+    assert batches(queue) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_and_no_batch_is_enqueued(small_disk: Any) -> None:
+    small_disk.define()
+    queue = small_disk.queue()
+    with pytest.raises(QueueError, match="can't enqueue, nothing was enqueued: .*No space left on device"):
+        queue.enqueue([(f"t_off{number}", {"A": "x" * 200}) for number in range(5000)])
+    assert batches(queue) == [] and os.listdir(queue.layout.staging) == [] and queue.counts()["pending"] == 0

@@ -93,18 +93,6 @@ def many(count: int) -> list[tuple[str, dict[str, str]]]:
     return [(f"job{number}", {"TEXT": "x" * 3000}) for number in range(count)]
 
 
-@pytest.fixture
-def small_disk(host: Any) -> Any:
-    """A file system of 256 KiB below var."""
-    (host.root / "var").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(host.root / "var")], check=False).returncode != 0:
-        pytest.skip("may not mount a file system")
-    yield host
-    for queue in host._queues:
-        queue.close()
-    subprocess.run(["umount", "--lazy", str(host.root / "var")], check=True)
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
 @pytest.mark.parametrize("count", [19, 20, 200])
 def test_a_full_disk_and_nothing_is_enqueued(small_disk: Any, count: int) -> None:
