@@ -20,7 +20,7 @@ attributes:
     description: Checks the definition and says what would change.
     support: full
   diff_mode:
-    description: Shows the definition file before and after, without the values of environment variables.
+    description: Shows the definition file before and after, without the values of environment variables and secrets.
     support: full
   idempotent:
     description: A second run with the same options changes nothing.
@@ -33,8 +33,16 @@ options:
   definition:
     description:
       - Its keys, see the collection's README. Needed where O(state=present).
-      - Values of C(environment) may be secret.
+      - Values of C(environment) are left out of what the module returns, but Ansible shows its arguments with C(-vvv). What must
+        stay secret belongs into O(secrets).
     type: dict
+  secrets:
+    description:
+      - More environment variables of the job, whose values nothing shows.
+      - They are kept in the definition file, which is private to the user.
+      - The key C(secrets) of a definition is refused, so that no log of Ansible's own can show it.
+    type: dict
+    default: {}
   defaults:
     description: What the host says for all its jobsets.
     type: dict
@@ -80,11 +88,13 @@ EXAMPLES = r"""
       args: --graph rook --rank 3 --resume --stop_file {gate_file}
       stride: 8
       workers: 8
+    secrets:
+      LICENCE_KEY: "{{ vault_licence_key }}"
 """
 
 RETURN = r"""
 definition:
-  description: The definition with everything filled in, without the values of environment variables.
+  description: The definition with everything filled in, without the values of environment variables and secrets.
   returned: when O(state=present)
   type: dict
 path:
@@ -103,20 +113,24 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout im
 
 
 def without_secrets(text: str) -> str:
-    """Return a definition file's text with the values of environment variables left out."""
+    """Return a definition file's text with the values of environment variables and secrets left out."""
     if not text:
         return text
     try:
         definition = json.loads(text)
-        definition["environment"] = {name: "(not shown)" for name in definition["environment"]}
-    except (ValueError, KeyError, TypeError):
+        # A file of an older version has no secrets.
+        for key in {"environment", "secrets"} & definition.keys():
+            definition[key] = dict.fromkeys(definition[key].keys(), "(not shown)")
+    except (ValueError, AttributeError, TypeError, RecursionError):
         return "(not a definition)\n"
     return json.dumps(definition, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def define(options: dict[str, Any], check: bool) -> dict[str, Any]:
     """Write a definition and make the queue's folders; return the module's result."""
-    wanted = jobset.Jobset(options["name"], options["definition"], options["defaults"])
+    if "secrets" in options["definition"]:
+        raise QueueError(f"jobset {options['name']}: the definition has secrets, which Ansible could show; give them as the option secrets")
+    wanted = jobset.Jobset(options["name"], {**options["definition"], "secrets": options["secrets"]}, options["defaults"])
     layout = Layout(options["root"], wanted.name)
     probe(layout.base)
     before, after = jobset.current_text(layout.root, wanted.name), jobset.stored_text(wanted)
@@ -127,7 +141,7 @@ def define(options: dict[str, Any], check: bool) -> dict[str, Any]:
     shown = without_secrets(after)
     difference = {"before": without_secrets(before), "after": shown}
     if changed and before and difference["before"] == shown:
-        difference["after"] += "(the value of an environment variable, or a missing folder, has changed)\n"
+        difference["after"] += "(the value of an environment variable or a secret, or a missing folder, has changed)\n"
     return {"changed": changed, "definition": json.loads(shown), "diff": difference}
 
 
@@ -145,6 +159,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "definition": {"type": "dict"},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "defaults": {
                 "type": "dict",
                 "default": {},
@@ -162,6 +177,9 @@ def main() -> None:
         required_if=[("state", "present", ["definition"])],
         supports_check_mode=True,
     )
+    secrets = (module.params["definition"] or {}).get("secrets")
+    # They are refused, but came all the same.
+    module.no_log_values.update(str(value) for value in (secrets.values() if isinstance(secrets, dict) else [secrets]) if value)
     try:
         result = (define if module.params["state"] == "present" else forget)(module.params, module.check_mode)
     except (QueueError, OSError) as exc:

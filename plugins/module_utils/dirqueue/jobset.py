@@ -50,6 +50,8 @@ KEYS: dict[str, Key] = {
     "recoveries": Key("positive", 10, "dead workers after which a job is failed"),
     "grace": Key("seconds", 8, "seconds a job has to end after SIGTERM"),
     "environment": Key("mapping", {}, "environment variables of the job"),
+    "secrets": Key("secrets", {}, "more of them, with values that nothing shows"),
+    "podman_secrets": Key("mapping", {}, "environment variables of podman_run that hold a secret of podman's: its name"),
     "recover_every": Key("positive", 60, "seconds between two searches for orphans"),
     "log_size": Key("bytes", "64M", "bytes at which a job's log is turned over; 0: never"),
     "log_keep": Key("count", 1, "how many older pieces of a job's log stay"),
@@ -61,6 +63,14 @@ _HOST = {"home": "~", "runner": "process", "supervisor": "systemd", "sage_comman
 _MAX_BYTES = 1 << 20
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# Variables that a podman client itself would obey: in its own environment they would change what it does.
+PODMAN_OBEYS = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|SHELL|TMPDIR|LD_.*|XDG_.*|DBUS_.*|_?CONTAINER.*|PODMAN.*|DOCKER_.*|BUILDAH_.*|NETAVARK_.*|REGISTRY.*"
+    r"|STORAGE.*|GO(?!OGLE).*|GNUPGHOME|SSL_.*|NOTIFY_SOCKET|LISTEN_.*|(?i:(https?|ftp|no|all)_proxy))\Z"
+)
+# Variables of a job that the worker makes.
+_WORKERS_OWN = re.compile(r"(JOB|SAGEQUEUE)_")
+_PODMAN_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}\Z")
 
 
 def nearest(word: str, words: list[str]) -> str:
@@ -108,6 +118,8 @@ class Jobset:
     recoveries: int
     grace: float
     environment: dict[str, str]
+    secrets: dict[str, str]
+    podman_secrets: dict[str, str]
     recover_every: int
     log_size: int
     log_keep: int
@@ -181,9 +193,11 @@ class Jobset:
             if not isinstance(words, list) or any("\0" in str(word) for word in words):
                 raise QueueError(f"{where} is {value!r}; it must be a list of words or one line")
             return [str(word) for word in words]
-        if check == "mapping":
+        if check in ("mapping", "secrets"):
             if not isinstance(value, dict):
-                raise QueueError(f"{where} is {value!r}; it must be a mapping of names to values")
+                # No message may show what could be a secret.
+                shown = "no mapping" if check == "secrets" else repr(value)
+                raise QueueError(f"{where} is {shown}; it must be a mapping of names to values")
             for name, text in value.items():
                 if not _ENVIRONMENT_NAME.match(str(name)):
                     raise QueueError(f"{where} has {name!r}, which can't be an environment variable's name")
@@ -212,6 +226,18 @@ class Jobset:
             raise QueueError(f"jobset {self.name}: gate_file is {self.gate_file!r}; it must be a file's name in workdir")
         if self.runner == "podman_run" and not self.image:
             raise QueueError(f"jobset {self.name}: the runner podman_run needs the key 'image'")
+        if self.podman_secrets and self.runner != "podman_run":
+            hint = "; give them to the container (sage_container_secrets)" if self.runner == "podman_exec" else ""
+            raise QueueError(f"jobset {self.name}: podman_secrets are for the runner podman_run, not {self.runner}{hint}")
+        for name in (*self.secrets, *self.podman_secrets):
+            reason = "a variable that podman obeys" if PODMAN_OBEYS.match(name) else "a variable that the worker sets"
+            if PODMAN_OBEYS.match(name) or _WORKERS_OWN.match(name):
+                raise QueueError(f"jobset {self.name}: the secret {name} can't be passed on: {name} is {reason}; name it otherwise")
+            if (name in self.secrets) + (name in self.podman_secrets) + (name in self.environment) > 1:
+                raise QueueError(f"jobset {self.name}: {name} is given twice, in two of environment, secrets and podman_secrets")
+        for name, secret in self.podman_secrets.items():
+            if not _PODMAN_SECRET.match(secret):
+                raise QueueError(f"jobset {self.name}: podman_secrets: {secret!r} of {name} can't be the name of a secret of podman's")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the definition with everything filled in."""

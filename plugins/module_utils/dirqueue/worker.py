@@ -170,6 +170,7 @@ class Worker:
         values = job.own_values(claim.values)
         environment = {
             **self.jobset.environment,
+            **self.jobset.secrets,
             **{f"JOB_{key}": value for key, value in values.items()},
             **own,
             "SAGEQUEUE_ATTEMPT": str(attempt),

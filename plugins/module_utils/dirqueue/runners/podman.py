@@ -6,19 +6,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 
 from ..errors import NotReady
+from ..jobset import PODMAN_OBEYS
 from .base import Command, Outcome, Runner, Running, carriers, memory_of, session_of
 
-# Variables that podman itself would obey. They are given to it as words; all others by name only, so that their values
-# stand in no process list.
-_CLIENT = re.compile(
-    r"(PATH|HOME|USER|SHELL|TMPDIR|LD_.*|XDG_.*|DBUS_.*|CONTAINER.*|PODMAN.*|REGISTRY.*|STORAGE.*|GO.*|SSL_.*"
-    r"|.*_proxy|.*_PROXY)\Z"
-)
 # Seconds after which a podman call that should take a tenth of one is given up.
 _PATIENCE = 60
 
@@ -44,10 +38,11 @@ class Podman(Runner):
 
     def _start(self, words: list[str], target: str, command: Command, carries: dict[str, str], token: str) -> Running:
         """Start podman with some words, the command's variables, the container or image, and the command."""
+        # By name only, so that their values stand in no process list; but for those that podman itself would obey.
+        passed = {name: value for name, value in command.environment.items() if not PODMAN_OBEYS.match(name)}
         options = []
         for name, value in command.environment.items():
-            options += ["--env", f"{name}={value}" if _CLIENT.match(name) else name]
-        passed = {name: value for name, value in command.environment.items() if not _CLIENT.match(name)}
+            options += ["--env", name if name in passed else f"{name}={value}"]
         process = subprocess.Popen(
             [*words, *options, target, *command.argv],
             stdin=subprocess.DEVNULL,

@@ -17,6 +17,9 @@ class PodmanRun(Podman):
         """See Runner.ready."""
         if podman("image", "exists", self.jobset.image).returncode != 0:
             raise NotReady(f"the image {self.jobset.image} is not there; build or pull it, or correct the jobset's key image")
+        for secret in self.jobset.podman_secrets.values():
+            if podman("secret", "inspect", secret).returncode != 0:
+                raise NotReady(f"the podman secret {secret} is not there; make it: podman secret create {secret} FILE")
         return self.jobset.image
 
     def start(self, command: Command, carries: dict[str, str], token: str) -> Running:
@@ -25,6 +28,7 @@ class PodmanRun(Podman):
         words = ["podman", "run", "--rm", "--pull=never", "--log-driver=none", "--name", _name(carries)]
         words += [f"--label={name}={command.environment[name]}" for name in command.environment if name.startswith("SAGEQUEUE_")]
         words += ["--volume", f"{jobset.workdir}:{jobset.container_workdir}", "--workdir", jobset.container_workdir]
+        words += [f"--secret={secret},type=env,target={name}" for name, secret in jobset.podman_secrets.items()]
         return self._start([*words, *jobset.run_options], jobset.image, command, carries, token)
 
     def signal(self, running: Running, number: int) -> None:

@@ -86,6 +86,20 @@ def test_secrets_are_not_shown(call: Any, host: Any) -> None:
     assert "n3w" in (host.root / "etc/jobsets/t.json").read_text()
 
 
+def test_secrets_are_an_option_of_their_own(call: Any, host: Any) -> None:
+    first = define(call, host)
+    real = call("queue_jobset", name="t", definition={**DEFINITION, "workdir": str(host.work)}, secrets={"KEY": "c4nary"})
+    other = call("queue_jobset", name="t", definition={**DEFINITION, "workdir": str(host.work)}, secrets={"KEY": "c4nary2"})
+    assert first["changed"] and real["changed"] and other["changed"] and other["diff"]["before"] != other["diff"]["after"]
+    assert "KEY" in str(other["definition"]["secrets"]) and "c4nary" not in str([real, other])
+    path = host.root / "etc/jobsets/t.json"
+    assert "c4nary2" in path.read_text() and path.stat().st_mode & 0o777 == 0o600
+    refused = define(call, host, secrets={"KEY": "c4nary3"})
+    assert refused["failed"] and "give them as the option secrets" in refused["msg"] and "c4nary3" not in str(refused)
+    refused = call("queue_jobset", name="t", definition=DEFINITION, secrets={"PATH": "c4nary4"})
+    assert refused["failed"] and "podman obeys" in refused["msg"] and "c4nary4" not in str(refused)
+
+
 def test_a_bad_definition_changes_nothing(call: Any, host: Any) -> None:
     failed = define(call, host, strid=4)
     assert failed["failed"] and "jobset t: unknown key 'strid'; did you mean stride?" in failed["msg"]

@@ -85,6 +85,19 @@ def test_a_container_brings_its_own_sage() -> None:
         ({"environment": ["A=1"]}, "it must be a mapping of names to values"),
         ({"environment": {"A B": 1}}, "'A B', which can't be an environment variable's name"),
         ({"environment": {"A=B": 1}}, "'A=B'"),
+        ({"secrets": {"PATH": "c4nary"}}, "the secret PATH can't be passed on: PATH is a variable that podman obeys; name it otherwise"),
+        ({"secrets": {"https_proxy": "c4nary"}}, "https_proxy is a variable that podman obeys"),
+        ({"secrets": {"JOB_OFFSET": "c4nary"}}, "JOB_OFFSET is a variable that the worker sets"),
+        ({"secrets": {"SAGEQUEUE_CLAIM": "c4nary"}}, "SAGEQUEUE_CLAIM is a variable that the worker sets"),
+        ({"secrets": "c4nary"}, "secrets is no mapping; it must be a mapping of names to values"),
+        ({"secrets": ["c4nary"]}, "secrets is no mapping"),
+        ({"secrets": {"A B": "c4nary"}}, "'A B', which can't be an environment variable's name"),
+        ({"secrets": {"A": "c4nary\0"}}, "the value of A has a NUL byte"),
+        ({"secrets": {"A": "c4nary"}, "environment": {"A": "b"}}, "A is given twice"),
+        ({"podman_secrets": {"A": "b"}, "runner": "podman_exec"}, "give them to the container (sage_container_secrets)"),
+        ({"podman_secrets": {"A": "b"}, "runner": "process"}, "podman_secrets are for the runner podman_run, not process"),
+        ({"podman_secrets": {"A": "b,target=PATH"}, "runner": "podman_run", "image": "x"}, "'b,target=PATH' of A can't be the name"),
+        ({"podman_secrets": {"LD_PRELOAD": "b"}, "runner": "podman_run", "image": "x"}, "LD_PRELOAD is a variable that podman obeys"),
         ({"enabled": "maybe"}, "enabled is 'maybe'; it must be true or false"),
         ({"args": ["--stride", "8"]}, "args has --stride, which the worker itself adds"),
         ({"args": "--rank 3 --offset=2"}, "args has --offset=2"),
@@ -96,6 +109,7 @@ def test_bad_definitions(keys: dict[Any, Any], message: str) -> None:
         jobset.Jobset("rook_r3", {"script": "s.sage", "workdir": "/w", **keys})
     assert message in str(caught.value)
     assert "rook_r3" in str(caught.value)
+    assert "c4nary" not in str(caught.value)
 
 
 def test_a_definition_is_a_mapping() -> None:

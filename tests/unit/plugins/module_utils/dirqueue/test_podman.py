@@ -73,6 +73,24 @@ def test_exec_passes_values_but_not_in_the_process_list(host: Any, podman: Path)
     assert (outcome.exit_status, outcome.signal) == (0, None)
 
 
+@pytest.mark.parametrize("name", ["JOB_HTTP_PROXY", "MY_PROXY", "GOOGLE_API_KEY", "XY_CONTAINER", "API_TOKEN"])
+def test_only_what_podman_obeys_stands_in_the_process_list(host: Any, podman: Path, name: str) -> None:
+    ran(runner_of(host, "podman_exec"), {name: "s3cret", "SAGEQUEUE_CLAIM": "c1"})
+    ((words, environment),) = calls(podman)
+    assert name in words and "s3cret" not in str(words) and environment[name] == "s3cret"
+
+
+def test_run_takes_secrets_from_podman(host: Any, podman: Path) -> None:
+    runner = runner_of(host, "podman_run", podman_secrets={"API_TOKEN": "my-token"})
+    answer(podman, {"secret inspect": [1, "", "no such secret"]})
+    with pytest.raises(NotReady, match="the podman secret my-token is not there; make it: podman secret create my-token FILE"):
+        runner.ready()
+    answer(podman, {})
+    runner.ready()
+    ran(runner, {"SAGEQUEUE_CLAIM": "c1"})
+    assert "--secret=my-token,type=env,target=API_TOKEN" in calls(podman)[-1][0]
+
+
 def test_run_names_and_labels_its_container(host: Any, podman: Path) -> None:
     ran(runner_of(host, "podman_run", run_options="--network none"), {"JOB_X": "1", "SAGEQUEUE_CLAIM": "c1", "SAGEQUEUE_JOB": "a"})
     ((words, _environment),) = calls(podman)
