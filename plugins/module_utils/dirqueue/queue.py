@@ -144,10 +144,16 @@ class Queue:
 
     # ---- looking ----------------------------------------------------------------------------------------------
 
+    def _listed(self, folder: str) -> int:
+        """Return a folder's descriptor, to list it by."""
+        # A btrfs lists only what was there when the folder was opened, or last wound back (since Linux 6.5).
+        os.lseek(self._fds[folder], 0, os.SEEK_SET)
+        return self._fds[folder]
+
     def entries(self, state: str) -> list[str]:
         """Return the names of the jobs in a state, in no order. What can't be a job's file is kept in refused."""
         names = []
-        with os.scandir(self._fds[state]) as found:
+        with os.scandir(self._listed(state)) as found:
             for entry in found:
                 if state == "running" and entry.name.endswith(SUFFIX + owner.SUFFIX):
                     continue
@@ -188,7 +194,7 @@ class Queue:
     def _batches(self) -> list[Batch]:
         """Open all batches, first the one that was enqueued first; the caller closes each. Others are kept in refused."""
         opened = []
-        for entry in sorted(os.listdir(self._fds["batches"])):
+        for entry in sorted(os.listdir(self._listed("batches"))):
             if entry.endswith(batch.CURSOR):
                 continue
             try:
@@ -293,7 +299,7 @@ class Queue:
     def recorded(self) -> list[str]:
         """Return the jobs that have an owner record, in no order."""
         ending = SUFFIX + owner.SUFFIX
-        entries = [entry for entry in os.listdir(self._fds["running"]) if entry.endswith(ending)]
+        entries = [entry for entry in os.listdir(self._listed("running")) if entry.endswith(ending)]
         self.refused.update((f"running/{entry!r}", "not a job's name") for entry in entries if not job.is_name(entry[: -len(ending)]))
         return [entry[: -len(ending)] for entry in entries if job.is_name(entry[: -len(ending)])]
 
@@ -442,7 +448,7 @@ class Queue:
             with one:
                 found.update((name, "pending") for name, _line in one.rest())
         for state in STATES:
-            found.update((entry[: -len(SUFFIX)], state) for entry in os.listdir(self._fds[state]) if entry.endswith(SUFFIX))
+            found.update((entry[: -len(SUFFIX)], state) for entry in os.listdir(self._listed(state)) if entry.endswith(SUFFIX))
         return {name: found[name] for name in names if name in found} if found else {}
 
     def _publish_batch(self, name: str, lines: list[str], place: int) -> None:
@@ -489,7 +495,7 @@ class Queue:
             return [(name, self.locate(name)) for name in names]
         found: dict[str, str] = {}
         for state in STATES:
-            for entry in os.listdir(self._fds[state]):
+            for entry in os.listdir(self._listed(state)):
                 found[entry] = state
         return [(name, found.get(name + SUFFIX)) for name in names]
 
@@ -832,7 +838,7 @@ class Queue:
 
     def clear_stale_cursors(self) -> None:
         """Remove the cursors of batches that are gone. The caller holds the lock."""
-        entries = set(os.listdir(self._fds["batches"]))
+        entries = set(os.listdir(self._listed("batches")))
         for entry in entries:
             if entry.endswith(batch.CURSOR) and entry[: -len(batch.CURSOR)] + batch.SUFFIX not in entries:
                 os.unlink(entry, dir_fd=self._fds["batches"])
