@@ -34,7 +34,7 @@ def jobs(config: dict[str, Any]) -> list[tuple[str, dict[str, str]]]:
     dice = random.Random(config["seed"])
     made = []
     for number in range(config["jobs"]):
-        seconds = dice.uniform(0.05, 0.5) if dice.random() < 0.15 else 0.0
+        seconds = dice.uniform(0.05, 0.5) if dice.random() < 0.2 else 0.0
         made.append((f"job_{number}", {"SLEEP": f"{seconds:.3f}" if seconds else "", "LEAVE": "0.2" if dice.random() < 0.05 else ""}))
     return made
 
@@ -94,8 +94,8 @@ class Storm:
                     self.event("failed", words=words, status=os.WEXITSTATUS(status))
 
     def strike(self) -> None:
-        """Kill one of the workers or recoverers, now and then with SIGTERM instead of SIGKILL."""
-        kind = "worker" if self.dice.random() < 0.9 else "recover"
+        """Kill one of the workers, or of the others, now and then with SIGTERM instead of SIGKILL."""
+        kind = self.dice.choices(("worker", "recover", sys.argv[1]), (18, 2, 1))[0]
         struck = [pid for pid, words in self.alive.items() if words[1] == kind]
         if struck:
             pid = self.dice.choice(struck)
@@ -106,9 +106,10 @@ class Storm:
     def turn_gate(self) -> float:
         """Open or close the gate; return for how long it stays so."""
         if self.queue.open_gate():
+            self.event("open")
             return self.dice.expovariate(1 / self.config["open"])
         self.queue.close_gate("the storm")
-        self.event("gate")
+        self.event("close")
         return self.dice.uniform(0.02, 0.4)
 
     def run(self) -> int:
@@ -122,7 +123,7 @@ class Storm:
             self.start([__file__, sys.argv[1], "enqueue", str(which)])
         began = time.monotonic()
         kill_at, gate_at, look_at = began, began + 1, began
-        done, set_back = 0, False
+        done, hours = 0, 0
         while done < config["jobs"]:
             now = time.monotonic()
             self.reap(True)
@@ -139,14 +140,14 @@ class Storm:
                 done = len(self.queue.entries("done"))
                 if now - began > config["limit"]:
                     return self.end(STUCK)
-            if config["crash_at"] is not None and done >= config["crash_at"]:
+            # Not while the gate keeps everybody idle.
+            if config["crash_at"] is not None and done >= config["crash_at"] and len(self.queue.recorded()) > 2:
                 self.event("crash")
                 os._exit(CRASHED)
-            if config["clock"] and not set_back and done >= config["jobs"] / 2:
-                set_back = True
-                with open(config["clock"] + ".new", "w", encoding="ascii") as file:
-                    file.write("-1h\n")
-                os.rename(config["clock"] + ".new", config["clock"])
+            if config["clock"] and hours < 3 and done >= config["jobs"] * (hours + 1) / 4:
+                hours += 1
+                with open(config["clock"], "r+b") as file:
+                    file.write((-3600 * hours).to_bytes(8, sys.byteorder, signed=True))
                 self.event("set back")
             if config["last_pid"]:
                 with open("/proc/sys/kernel/ns_last_pid", "w", encoding="ascii") as file:

@@ -14,11 +14,15 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +44,42 @@ read -r now rest </proc/uptime
 echo "end $SAGEQUEUE_CLAIM $STORM_BOOT $now" >&9
 """
 CRASHED = 3
+# A clock that all who load this library share, and that can be set: the machine's own and as many seconds as a file says.
+# libfaketime can't serve: unless it sets the monotonic clock, too, which no set clock does, it breaks clock_nanosleep(2).
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static const volatile long *seconds;
+__attribute__((constructor)) static void begin(void) {
+    int fd = open(getenv("STORM_CLOCK"), O_RDONLY);
+    seconds = mmap(NULL, sizeof *seconds, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int status = syscall(SYS_clock_gettime, clock, now);
+    if (seconds && !status && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *seconds;
+    return status;
+}
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    struct timespec found;
+    int status = clock_gettime(CLOCK_REALTIME, &found);
+    now->tv_sec = found.tv_sec;
+    now->tv_usec = found.tv_nsec / 1000;
+    return status;
+}
+time_t time(time_t *now) {
+    struct timespec found;
+    clock_gettime(CLOCK_REALTIME, &found);
+    if (now) *now = found.tv_sec;
+    return found.tv_sec;
+}
+"""
 
 
 class Run(NamedTuple):
@@ -99,6 +139,10 @@ class Storm:
             time.sleep(0.3)
             end_carriers({"STORM_BASE": str(self.host.base)})
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return what the storm did, in its order."""
+        return [json.loads(line) for line in (self.host.base / "events.jsonl").read_text().splitlines()]
+
     def runs(self) -> tuple[dict[str, list[Run]], int]:
         """Return the runs of each job in their order, and how many overlapped with an earlier one."""
         found: dict[str, list[Run]] = {}
@@ -116,13 +160,14 @@ class Storm:
                     overlapped += 1
         return found, overlapped
 
-    def check(self, fault: str, tries: Counter[str], counted: list[str]) -> None:
+    def check(self, fault: str, tries: Counter[str], counted: list[str], boots: Iterable[float] = ()) -> None:
         """Hold every promise against what is left, print what happened, and record it.
 
         Args:
             fault: its row in the ledger.
             tries: more that was counted.
             counted: which counts are tries.
+            boots: seconds from a boot to the next start of a job that the boot before had left.
         """
         host = self.host
         assert wait_for(lambda: not carriers({"STORM_BASE": str(host.base)}))
@@ -132,7 +177,7 @@ class Storm:
         said = (host.base / "said.txt").read_text(encoding="utf-8")
         assert "Traceback" not in said, said[said.index("Traceback") :][:3000]
         assert "sagequeue:" not in said, [line for line in said.splitlines() if line.startswith("sagequeue:")]
-        events = [json.loads(line) for line in (host.base / "events.jsonl").read_text().splitlines()]
+        events = self.events()
         assert not [event for event in events if event["what"] in ("failed", "did not stop")], events
         runs, overlapped = self.runs()
         states = host.states()
@@ -168,11 +213,12 @@ class Storm:
         kills = [event for event in events if event["what"] == "kill" and event["signal"] == 9]
         tries.update(kills=sum(event["kind"] == "worker" for event in kills))
         tries.update(recoverers=sum(event["kind"] == "recover" for event in kills))
-        tries.update(gate=sum(event["what"] == "gate" for event in events))
+        tries.update(enqueuers=sum(event["kind"] not in ("worker", "recover") for event in kills))
+        tries.update({what: sum(event["what"] == what for event in events) for what in ("close", "set back", "crash")})
         # A signal that the storm did not send hit somebody else's job.
         strange = [line for line in history if line["reason"] in ("signal", "exit_status")]
         assert not strange, strange
-        times = self.recovery_times(runs, kills)
+        times = self.recovery_times(runs, events)
         print(
             f"\n{fault}: {len(self.names)} jobs, {self.config['workers']} workers, {len(started)} runs, {dict(tries)}, {dict(reasons)}; "
             f"killed in mid-job {len(times)}, runs cut short {sum(run.ended is None for run in started.values())}; started again after "
@@ -185,25 +231,30 @@ class Storm:
             lost=len(lost),
             doubled=len(doubled),
             overlapped=overlapped,
-            recovery_seconds=max(times, default=None),
+            recovery_seconds=max((*times, *boots), default=None),
         )
 
-    def recovery_times(self, runs: dict[str, list[Run]], kills: list[dict[str, Any]]) -> list[float]:
+    def recovery_times(self, runs: dict[str, list[Run]], events: list[dict[str, Any]]) -> list[float]:
         """Return, for each worker that was killed while its job ran, the seconds from that kill to the job's next start.
 
-        Job and kill find each other by the worker's pid, the job's $PPID. The wait for a gate that was closed meanwhile is
-        in it, and the wait until a worker lists pending anew.
+        Job and kill find each other by the worker's pid, the job's $PPID. Where the gate was closed meanwhile, for however
+        long, it is left out. The wait behind jobs that are older is in it.
         """
         struck: dict[tuple[int, int], list[float]] = {}
-        for event in kills:
-            struck.setdefault((event["boot"], event["pid"]), []).append(event["time"])
+        for event in events:
+            if event["what"] == "kill" and event["signal"] == 9:
+                struck.setdefault((event["boot"], event["pid"]), []).append(event["time"])
+        turns = [event for event in events if event["what"] in ("close", "open", "end", "crash")]
+        closed = [(turn["time"], following["time"]) for turn, following in zip(turns, turns[1:]) if turn["what"] == "close"]
         times = []
         for each in runs.values():
             for run, following in zip(each, each[1:]):
                 if run.boot == following.boot:
                     until = min(following.started, run.ended or following.started)
                     hits = [kill for kill in struck.get((run.boot, run.worker), []) if run.started <= kill <= until]
-                    times += [following.started - kill for kill in hits[:1]]
+                    # A gate that was just opened counts as closed: idle workers look at it every 0.1 s.
+                    if not any(run.started < end + 0.2 and begin < following.started for begin, end in closed):
+                        times += [following.started - kill for kill in hits[:1]]
         return times
 
 
@@ -235,7 +286,7 @@ def test_storm_where_pids_come_again(host: Host, long: bool) -> None:
     assert machine.read_text() == before
     runs, _overlapped = storm.runs()
     pids = Counter(run.pid for each in runs.values() for run in each)
-    events = [json.loads(line) for line in (host.base / "events.jsonl").read_text().splitlines()]
+    events = storm.events()
     dead = [(event["pid"], event["time"]) for event in events if event["what"] == "kill" and event["kind"] == "worker"]
     later: dict[int, float] = {event["pid"]: event["time"] for event in events if event["what"] == "start"}
     for run in (run for each in runs.values() for run in each):
@@ -244,3 +295,58 @@ def test_storm_where_pids_come_again(host: Host, long: bool) -> None:
     assert reused, "no pid of a dead worker came again"
     tries = Counter({"job pids that came again": pids.total() - len(pids), "pids of dead workers that came again": reused})
     storm.check("storm: the same where pids come again", tries, ["kills"])
+
+
+def test_storm_while_the_clock_is_set_back(host: Host, long: bool) -> None:
+    """The same while the clock is set back by an hour, thrice, for everybody at once.
+
+    The machine's own clock stays: workers, recoverers, enqueuers and jobs see the other time. What the kernel stamps itself
+    (the times of files and folders, where nobody sets them) stays in the real time.
+    """
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("there is no C compiler (packages gcc and libc6-dev)")
+    library = host.base / "clock.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O", "-x", "c", "-", "-o", str(library)], input=CLOCK, text=True, check=True)
+    clock = host.base / "clock"
+    clock.write_bytes(bytes(8))
+    environment = {"LD_PRELOAD": str(library), "STORM_CLOCK": str(clock)}
+    storm = Storm(host, 3000 if long else 300, 16 if long else 8, clock=str(clock), environment=environment)
+    assert storm.rage() == 0
+    ends = [datetime.fromisoformat(line["ended_at"].replace("Z", "+00:00")).timestamp() for line in host.history()]
+    # The last hour may have been set back when everything had ended.
+    assert sum(second < first - 3500 for first, second in zip(ends, ends[1:])) >= 2, "the clock was not set back"
+    storm.check("storm: the same while the clock is set back by an hour", Counter(), ["kills", "set back"])
+
+
+def test_storm_with_two_boots_in_between(host: Host, long: bool) -> None:
+    """The same where all ends at once, twice, and the host starts anew with another boot id.
+
+    Process 1 of a pid namespace exits in mid-storm, and the kernel kills the others. This is no power cut: what was written
+    but not synced is still there. That has tests of its own.
+    """
+    jobs = 3000 if long else 300
+    storm = Storm(host, jobs, 16 if long else 8)
+    for boot, crash_at in enumerate((jobs // 3, 2 * jobs // 3, None)):
+        identity = host.base / f"boot.{boot}"
+        identity.write_text(f"{uuid.uuid4()}\n")
+        storm.config.update(boot=boot, crash_at=crash_at)
+        assert storm.rage(*namespace(f"mount --bind '{identity}' /proc/sys/kernel/random/boot_id")) == (CRASHED if crash_at else 0)
+    boots = [event for event in storm.events() if event["what"] == "boot"]
+    ends = {line["claim"]: line for line in host.history()}
+    runs, _overlapped = storm.runs()
+    again = []
+    for boot, event in enumerate(boots):
+        assert bool(event["left"]) == bool(boot), event
+        for record in event["left"]:
+            assert record["OWNER_BOOT"] == (host.base / f"boot.{boot - 1}").read_text().strip()
+            # A record without a line in the history is of a claim that had not begun, or whose end had not.
+            end = ends.get(record["OWNER_CLAIM"])
+            if end and end["reason"] == "orphan":
+                assert "the host has started anew since" in end["detail"], end
+                again += [run.started - event["time"] for run in runs[end["job"]] if run.boot == boot][:1]
+    assert again, "no boot left a job behind"
+    print(
+        f"\nleft by the boot before: {[len(event['left']) for event in boots]}; started again {max(again):.2f} s after the boot (longest)"
+    )
+    storm.check("storm: the same with two boots in between", Counter(), ["kills", "crash"], again)
