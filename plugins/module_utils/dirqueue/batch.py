@@ -28,7 +28,7 @@ CURSOR = ".cursor"
 LEAST = 1000
 CHUNK = 256
 # A line that needs no shell's quoting, and which of its keys are the queue's own.
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#]*)*\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#\0]*)*\Z")
 _SPECIAL = re.compile(rf"(?:^| )(?:{'|'.join((*job.RESULT_KEYS, *job.QUEUE_KEYS))})=")
 _HEAD = re.compile(rb"# batch ([0-9a-f]{16}): ([0-9]{1,12}) jobs enqueued ([0-9TZ:.-]{20,30}), place (-?[0-9]{1,20})\n")
 _READ = 1024 * 1024
@@ -59,6 +59,11 @@ def numbered(prefix: str, numbers: Iterable[int]) -> Lines:
     return Lines([f"{prefix}{number}" for number in chosen], [f"{prefix}{number} OFFSET={number}" for number in chosen])
 
 
+def _sets_twice(entry: str) -> bool:
+    keys = [word.partition("=")[0] for word in entry.split(" ")[1:]]
+    return len(keys) != len(set(keys))
+
+
 def listed(text: str) -> Lines:
     """Check a list of jobs.
 
@@ -69,7 +74,9 @@ def listed(text: str) -> Lines:
     # A million plain lines in a second; what is not plain is looked at closely.
     if not lines[-1]:
         lines.pop()
-    if not all(map(_PLAIN.match, lines)) or _SPECIAL.search(text) or max(map(len, lines), default=0) > job.MAX_BYTES // 4:
+    plain = all(map(_PLAIN.match, lines)) and not any(map(_sets_twice, (entry for entry in lines if entry.count("=") > 1)))
+    # A character can be four bytes.
+    if not plain or _SPECIAL.search(text) or max(map(len, lines), default=0) > job.MAX_BYTES // 8:
         jobs = sorted(job.parse_list(lines), key=lambda entry: -int(entry[1].get("PRIORITY", "0")))
         lines = [line(name, values) for name, values in jobs]
     return Lines([entry.partition(" ")[0] for entry in lines], lines)
@@ -158,26 +165,23 @@ class Batch:
     def names(self) -> list[str]:
         """Return the names of the next jobs, as many as become files at a time."""
         data = os.pread(self._fd, _READ, self.offset)
-        return [entry.partition(b" ")[0].decode("utf-8", "replace") for entry in data.split(b"\n")[:CHUNK] if entry]
+        names = [entry.partition(b" ")[0].decode("utf-8", "replace") for entry in data.split(b"\n")[:CHUNK]]
+        return [name for name in names if job.is_name(name)]
 
     def _view(self) -> mmap.mmap:
         return mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
 
-    def find(self, name: str) -> dict[str, str] | None:
-        """Return the values of one of the jobs that are left, None if it is not among them."""
+    def holds(self, name: str) -> bool:
+        """Tell whether a job is among those that are left."""
         with self._view() as view:
-            for ending in (b" ", b"\n"):
-                wanted = b"\n" + name.encode() + ending
-                at = view.find(wanted, self.offset - 1)
-                if at >= 0:
-                    end = view.find(b"\n", at + 1)
-                    return dict(next(job.parse_list([view[at + 1 : end].decode("utf-8")]))[1])
-        return None
+            return any(view.find(b"\n" + name.encode() + ending, self.offset - 1) >= 0 for ending in (b" ", b"\n"))
 
     def rest(self) -> Iterator[tuple[str, str]]:
         """Return name and line of each job that is left."""
         with self._view() as view:
-            text = view[self.offset :].decode("utf-8")
+            # What can't be understood is refused by next, and must not keep others from looking at the rest.
+            text = view[self.offset :].decode("utf-8", "replace")
         for entry in text.split("\n"):
-            if entry:
-                yield entry.partition(" ")[0], entry
+            name = entry.partition(" ")[0]
+            if job.is_name(name):
+                yield name, entry

@@ -212,8 +212,9 @@ class Queue:
         for one in self._batches():
             with one:
                 for name, line in one.rest():
-                    if not self._filed(name):
-                        yield next(job.parse_list([line]))
+                    with contextlib.suppress(QueueError):
+                        if not self._filed(name):
+                            yield from job.parse_list([line])
 
     def why_refused(self, state: str, name: str) -> str:
         """Return why an entry can't be taken for a job's file, or an empty text.
@@ -252,7 +253,7 @@ class Queue:
         state = self._filed(name)
         for one in self._batches() if state is None else []:
             with one:
-                if state is None and one.find(name) is not None:
+                if state is None and one.holds(name):
                     state = "pending"
         return state
 
@@ -472,7 +473,7 @@ class Queue:
         """Turn the next jobs of a batch into files. The caller holds the lock."""
         jobs, cursor = one.next()
         # Who was killed before the cursor was written has made some of them.
-        fresh = [(name, values) for name, values in jobs if not self._filed(name)]
+        fresh = [(name, values) for name, values in dict(jobs).items() if not self._filed(name)]
         self._publish([(name, None, {**values, "ENQUEUED_AT": one.stamp}) for name, values in fresh], one.place + one.issued * 1000)
         if len(jobs) == one.left:
             self._drop_batch(one.name)
@@ -493,11 +494,8 @@ class Queue:
     def _locate_all(self, names: list[str]) -> list[tuple[str, str | None]]:
         if len(names) < 64:
             return [(name, self.locate(name)) for name in names]
-        found: dict[str, str] = {}
-        for state in STATES:
-            for entry in os.listdir(self._listed(state)):
-                found[entry] = state
-        return [(name, found.get(name + SUFFIX)) for name in names]
+        known = self._known(names)
+        return [(name, known.get(name)) for name in names]
 
     def _enqueued(self, name: str, state: str | None, force: bool) -> Change:
         if state is None:
@@ -841,7 +839,8 @@ class Queue:
         entries = set(os.listdir(self._listed("batches")))
         for entry in entries:
             if entry.endswith(batch.CURSOR) and entry[: -len(batch.CURSOR)] + batch.SUFFIX not in entries:
-                os.unlink(entry, dir_fd=self._fds["batches"])
+                if not why_odd(os.stat(entry, dir_fd=self._fds["batches"], follow_symlinks=False)):
+                    os.unlink(entry, dir_fd=self._fds["batches"])
 
     def retry(self, names: list[str] | None = None, check: bool = False) -> list[Change]:
         """Move failed jobs back to pending with their attempts set to zero.

@@ -124,6 +124,46 @@ def test_a_list_with_a_bad_line_is_refused(line: str) -> None:
         batch.listed(f"a A=1\n\n{line}\nb A=2\n")
 
 
+@pytest.mark.parametrize("line", ["x A=1 A=2", "x A=a\0b", "x A=" + "\N{GRINNING FACE}" * 15_000])
+def test_a_plain_list_with_a_bad_line_is_refused(line: str) -> None:
+    with pytest.raises(QueueError, match="line 2 of the list of jobs"):
+        batch.listed(f"a A=1\n{line}\n")
+
+
+def test_some_jobs_of_a_batch_are_not_enqueued_again(queue: Queue) -> None:
+    queue.enqueue(many())
+    some = [(f"t_off{number}", {"OFFSET": str(number)}) for number in range(500, 600)]
+    assert {change.reason for change in queue.enqueue(some)} == {"left alone: already pending"}
+    assert queue.counts()["pending"] == MANY
+
+
+HEAD = b"# batch 0123456789abcdef: 3 jobs enqueued 2026-11-21T00:00:00.000Z, place 1\n"
+
+
+@pytest.mark.parametrize("lines", [b"n\xff A=1\n", b"a\0b A=1\n", b"../../x\n", b"b A=\0\n", b"x" * 300 + b"\n", b"t_off7 A=\xff\n", b"\n" * 3])
+def test_no_look_at_a_broken_batch_ends_in_a_traceback(queue: Queue, lines: bytes) -> None:
+    queue.enqueue([("a", {"OFFSET": ""})])
+    (Path(queue.layout.batches) / "odd.batch").write_bytes(HEAD + lines)
+    assert drain(queue) == ["a"]
+    progress.jobs(queue)
+    progress.summary(queue)
+    queue.enqueue(many())
+    assert queue.locate("t_off1299") == "pending"
+    # The broken one is the first in the queue, and in nobody's way.
+    assert len(drain(queue)) >= MANY - 1
+
+
+def test_a_name_that_is_twice_in_a_batch_is_issued_once(queue: Queue) -> None:
+    (Path(queue.layout.batches) / "odd.batch").write_bytes(HEAD + b"t_off1 OFFSET=1\nt_off1 OFFSET=1\nt_off2 OFFSET=2\n")
+    assert drain(queue) == ["t_off1", "t_off2"]
+
+
+def test_an_odd_cursor_without_a_batch_stays_and_is_in_nobodys_way(queue: Queue) -> None:
+    (Path(queue.layout.batches) / "odd.cursor").mkdir()
+    recover(queue, make(queue.layout, queue.jobset))
+    assert batches(queue) == ["odd.cursor"]
+
+
 def test_a_list_with_comments_quotes_and_priorities(host: Any) -> None:
     host.define()
     queue = host.queue()
