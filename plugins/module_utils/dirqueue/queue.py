@@ -837,10 +837,10 @@ class Queue:
     def clear_stale_cursors(self) -> None:
         """Remove the cursors of batches that are gone. The caller holds the lock."""
         entries = set(os.listdir(self._listed("batches")))
-        for entry in entries:
-            if entry.endswith(batch.CURSOR) and entry[: -len(batch.CURSOR)] + batch.SUFFIX not in entries:
-                if not why_odd(os.stat(entry, dir_fd=self._fds["batches"], follow_symlinks=False)):
-                    os.unlink(entry, dir_fd=self._fds["batches"])
+        left = [entry for entry in entries if entry.endswith(batch.CURSOR) and entry[: -len(batch.CURSOR)] + batch.SUFFIX not in entries]
+        for entry in left:
+            if not why_odd(os.stat(entry, dir_fd=self._fds["batches"], follow_symlinks=False)):
+                os.unlink(entry, dir_fd=self._fds["batches"])
 
     def retry(self, names: list[str] | None = None, check: bool = False) -> list[Change]:
         """Move failed jobs back to pending with their attempts set to zero.

@@ -140,7 +140,9 @@ def test_some_jobs_of_a_batch_are_not_enqueued_again(queue: Queue) -> None:
 HEAD = b"# batch 0123456789abcdef: 3 jobs enqueued 2026-11-21T00:00:00.000Z, place 1\n"
 
 
-@pytest.mark.parametrize("lines", [b"n\xff A=1\n", b"a\0b A=1\n", b"../../x\n", b"b A=\0\n", b"x" * 300 + b"\n", b"t_off7 A=\xff\n", b"\n" * 3])
+@pytest.mark.parametrize(
+    "lines", [b"n\xff A=1\n", b"a\0b A=1\n", b"../../x\n", b"b A=\0\n", b"x" * 300 + b"\n", b"t_off7 A=\xff\n", b"\n" * 3]
+)
 def test_no_look_at_a_broken_batch_ends_in_a_traceback(queue: Queue, lines: bytes) -> None:
     queue.enqueue([("a", {"OFFSET": ""})])
     (Path(queue.layout.batches) / "odd.batch").write_bytes(HEAD + lines)
