@@ -191,21 +191,21 @@ class Queue:
                 counts["pending"] += one.left - sum(1 for name in one.names() if self._filed(name))
         return counts
 
-    def _batches(self) -> list[Batch]:
-        """Open all batches, first the one that was enqueued first; the caller closes each. Others are kept in refused."""
-        opened = []
+    def _batches(self) -> Iterator[Batch]:
+        """Open one batch after another, in the order of their enqueues; the caller closes each. Others are kept in refused."""
         for entry in sorted(os.listdir(self._listed("batches"))):
             if entry.endswith(batch.CURSOR):
                 continue
             try:
                 if not entry.endswith(batch.SUFFIX) or not job.is_name(entry):
                     raise MalformedJob("not a batch's name")
-                opened.append(Batch(self._fds["batches"], entry[: -len(batch.SUFFIX)]))
+                one = Batch(self._fds["batches"], entry[: -len(batch.SUFFIX)])
             except MalformedJob as exc:
                 self.refused[f"batches/{entry!r}"] = str(exc)
+                continue
             except FileNotFoundError:
                 continue
-        return opened
+            yield one
 
     def batched(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Return names and values of the pending jobs that are not files yet."""
