@@ -44,7 +44,7 @@ from .batch import Batch, Lines
 from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .job import SUFFIX
 from .jobset import Jobset
-from .layout import STATES, Layout, open_own, why_odd
+from .layout import STATES, Layout, Refused, open_own, why_odd
 
 _REQUESTED = "STOP requested by "
 # One step of PRIORITY in a pending job's place in the queue, in seconds: see _place.
@@ -411,7 +411,7 @@ class Queue:
     def _make(self, jobs: list[tuple[Change, dict[str, str]]]) -> None:
         """Make the files of enqueued jobs. The caller holds the lock."""
         stamp = owner.now()
-        self._publish([(c.name, c.old_state, {**values, "ENQUEUED_AT": stamp, **self._last_claim(c)}) for c, values in jobs])
+        self._publish([(c.name, c.old_state, {**values, "ENQUEUED_AT": stamp, **self._kept_of(c)}) for c, values in jobs])
 
     def _enqueue_many(self, jobs: Lines, force: bool, check: bool) -> list[Change]:
         """Make one batch of the new jobs, and files of those that are redone."""
@@ -483,13 +483,34 @@ class Queue:
         os.rename(staged, one.name + batch.CURSOR, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["batches"])
         os.fsync(self._fds["batches"])
 
-    def _last_claim(self, change: Change) -> dict[str, str]:
-        """Return the latest claim of a job that is to be redone: what that left behind must end before it runs again."""
-        with contextlib.suppress(FileNotFoundError, MalformedJob):
-            if change.old_state:
-                values = self.read(change.old_state, change.name)
-                return {"CLAIM": values["CLAIM"]} if "CLAIM" in values else {}
-        return {}
+    def _kept_of(self, change: Change) -> dict[str, str]:
+        """Return what the new file of a job that is to be redone says besides: see carry_on."""
+        if not change.old_state:
+            return {}
+        kept = {"RESULT": "pending"}
+        with contextlib.suppress(FileNotFoundError, MalformedJob, KeyError):
+            # What its latest claim left behind must end before it runs again.
+            kept["CLAIM"] = self.read(change.old_state, change.name)["CLAIM"]
+        return kept
+
+    def carry_on(self) -> list[Change]:
+        """Carry out the redoing that was cut short between a job's new file and its move. The caller holds the lock."""
+        changes = []
+        for entry in os.listdir(self._listed("staging")):
+            if not entry.startswith("redo."):
+                continue
+            try:
+                with open(os.path.join(self.layout.staging, entry), encoding="utf-8", errors="replace", opener=open_own) as file:
+                    names = [name for name in file.read().split("\n") if job.is_name(name)]
+            except Refused:
+                continue
+            for name, state in itertools.product(names, ("done", "failed")):
+                with contextlib.suppress(FileNotFoundError, MalformedJob):
+                    if self.read(state, name).get("RESULT") == "pending":
+                        self._rename(name, state, "pending")
+                        changes.append(Change(name, state, "pending", "enqueued again"))
+            os.unlink(entry, dir_fd=self._fds["staging"])
+        return changes
 
     def _locate_all(self, names: list[str]) -> list[tuple[str, str | None]]:
         if len(names) < 64:
@@ -515,6 +536,7 @@ class Queue:
         first_place = time.time_ns() if place is None else place
         prefix = os.urandom(8).hex()
         rendered = [job.render(values) for _name, _state, values in jobs]
+        redone = [name for name, state, _values in jobs if state]
         staged: list[str] = []
         published: list[str] = []
         try:
@@ -522,8 +544,13 @@ class Queue:
                 self._stage(f"{prefix}.{name}", rendered[order], sync=len(jobs) < 20)
                 staged.append(name)
                 self._place(f"{prefix}.{name}", values, first_place + order * 1000)
+            if redone:
+                # A new file is in done or failed for a moment, where it would pass for finished: this list brings it on.
+                self._stage(f"redo.{prefix}", "\n".join(redone).encode(), sync=len(jobs) < 20)
             if len(jobs) >= 20:
                 _sync_file_system(self._fds["staging"])
+            elif redone:
+                os.fsync(self._fds["staging"])
             for name, state, _values in jobs:
                 first = state or "pending"
                 os.rename(f"{prefix}.{name}", name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[first])
@@ -533,10 +560,13 @@ class Queue:
             for state in sorted({"pending", *(state for _name, state, _values in jobs if state)}):
                 os.fsync(self._fds[state])
         except BaseException as exc:
-            what = self._unpublish(prefix, staged, published, {name for name, state, _values in jobs if state})
+            what = self._unpublish(prefix, staged, published, set(redone))
             if isinstance(exc, (OSError, MemoryError)):
                 raise QueueError(self._not_enqueued(exc, what)) from exc
             raise
+        if redone:
+            with contextlib.suppress(OSError):
+                os.unlink(f"redo.{prefix}", dir_fd=self._fds["staging"])
 
     def _not_enqueued(self, error: BaseException, what: str) -> str:
         return f"jobset {self.jobset.name}: can't enqueue, {what}: {explain(error, self.layout.base)}"
@@ -557,6 +587,9 @@ class Queue:
             # What stays there, recovery cleans up.
             with contextlib.suppress(OSError):
                 os.unlink(f"{prefix}.{name}", dir_fd=self._fds["staging"])
+        if not redone.intersection(published):
+            with contextlib.suppress(OSError):
+                os.unlink(f"redo.{prefix}", dir_fd=self._fds["staging"])
         return f"only {', '.join(left)} could not be called back" if left else "nothing was enqueued"
 
     def _next_names(self) -> None:
@@ -865,10 +898,10 @@ class Queue:
                     reason = f"left alone: malformed ({values.get('DETAIL', '')}); remove it and enqueue it anew"
                     changes.append(Change(name, "failed", "failed", reason))
                     continue
-                kept = {key: value for key, value in values.items() if key not in job.RESULT_KEYS}
                 changes.append(Change(name, "failed", "pending", f"was {values.get('REASON', 'failed')}"))
                 if not check:
-                    self._overwrite("failed", name, kept)
+                    # Why it failed stays in it: whoever is killed before the move leaves a job that failed.
+                    self._overwrite("failed", name, {**values, "ATTEMPTS": "0", "RECOVERIES": "0"})
                     self._rename(name, "failed", "pending")
         return changes
 

@@ -188,7 +188,7 @@ class Worker:
         with contextlib.closing(log):
             log.note(f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
             self.log(f"job {claim.name}: attempt {attempt}")
-            if "CLAIM" in claim.values and "RESULT" not in claim.values:
+            if "CLAIM" in claim.values and "REASON" not in claim.values:
                 # It was done before, and is redone: a daemon, say, that it left then must not run beside it.
                 earlier = carried(self.layout, claim.name, claim.values["CLAIM"])
                 self._insist(lambda: self.runner.end(earlier), f"what job {claim.name} left running can't be ended")
