@@ -1024,7 +1024,7 @@ class Queue:
         if os.path.lexists(self.jobset.gate):
             return False
         if not check:
-            text = f"{_REQUESTED}{by or getpass.getuser()} at {owner.now()}\n"
+            text = f"{_REQUESTED}{by or _me()} at {owner.now()}\n"
             staged = f"{self.jobset.gate}.{os.urandom(8).hex()}"
             try:
                 try:
@@ -1059,6 +1059,13 @@ class Queue:
             except OSError as exc:
                 raise QueueError(f"jobset {self.jobset.name}: can't open the gate: {explain(exc, self.jobset.gate)}") from exc
         return gate.closed
+
+
+def _me() -> str:
+    """Return this user's name, or the number where it has none (in a container, say)."""
+    with contextlib.suppress(KeyError, OSError):
+        return getpass.getuser()
+    return f"uid {os.geteuid()}"
 
 
 def _sync_file_system(fd: int) -> None:
