@@ -10,11 +10,13 @@ alive says so itself, also when the earlier one was killed and wrote no end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -258,6 +260,13 @@ class Storm:
         return times
 
 
+def children(pid: int) -> list[int]:
+    """Return the pids of a process's children, none if it is gone."""
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
 def namespace(*before: str) -> list[str]:
     """Return the command that runs another as process 1 of a pid namespace, with mounts of its own; skip where that can't be."""
     wrap = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -350,3 +359,38 @@ def test_storm_with_two_boots_in_between(host: Host, long: bool) -> None:
         f"\nleft by the boot before: {[len(event['left']) for event in boots]}; started again {max(again):.2f} s after the boot (longest)"
     )
     storm.check("storm: the same with two boots in between", Counter(), ["kills", "crash"], again)
+
+
+def test_a_worker_killed_while_it_starts_a_job(host: Host, long: bool) -> None:
+    """Its child is about to run the job, and can't be told yet by what it carries. strace keeps it there for a while."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    host.script('exec 9>>"$SAGEQUEUE_JOB"\nflock -n 9 || { echo overlap >&9; exit; }\necho start >&9\nsleep 2\necho end >&9\n')
+    host.define(recoveries=5)
+    tries = (0.1, 0.4, 0.8, 1.1, 1.5, 1.9) if long else (1.1,)
+    overlapped = lost = 0
+    for number, seconds in enumerate(tries):
+        name = f"job_{number}"
+        host.queue().enqueue([(name, {})])
+        delay = ["-e", "trace=execve", "-e", f"inject=execve:delay_enter={int(seconds * 1e6)}"]
+        command = ["strace", "-f", "-o", "/dev/null", *delay, sys.executable, str(host.program), "worker", "t-1"]
+        tracer = subprocess.Popen(command, env=host.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            worker = wait_for(lambda of=tracer.pid: children(of))[0]
+            child = wait_for(lambda of=worker: children(of))[0]
+            os.kill(worker, signal.SIGKILL)
+            assert b"SAGEQUEUE_CLAIM" not in Path(f"/proc/{child}/environ").read_bytes(), "too late"
+
+            def is_done(name: str = name) -> bool:
+                host.sagequeue("recover", "t")
+                host.work_off("t-2")
+                return host.states()[name] == "done"
+
+            wait_for(is_done)
+        finally:
+            end_carriers({"SAGEQUEUE_ROOT": str(host.root)})
+            tracer.wait(10)
+        found = (host.work / name).read_text().split()
+        overlapped += found.count("overlap")
+        lost += found[-1] != "end"
+    ledger.record("a worker killed between fork and exec of its job", tries=len(tries), lost=lost, overlapped=overlapped)

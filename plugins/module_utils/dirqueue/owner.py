@@ -26,6 +26,8 @@ from .layout import why_odd
 SUFFIX = ".owner"
 _LOCK_SUFFIX = ".lock"
 _LOCK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,230}\.lock\Z")
+# Seconds that a dead holder's child gets to reach its execve(2), see why_dead.
+_EXEC_WAIT = 1.0
 
 
 def now() -> str:
@@ -120,8 +122,13 @@ def parse(data: bytes | None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _free_lock(path: str) -> Iterator[bool]:
-    """Hold a holder's lock if nobody has it; yields whether it was free (or gone)."""
+def _free_lock(path: str, gone: bool = False) -> Iterator[bool]:
+    """Hold a holder's lock if nobody has it; yields whether it was free (or gone).
+
+    Args:
+        path: the lock's file.
+        gone: whether its holder's process is known to be gone; then it is waited for.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
@@ -129,15 +136,20 @@ def _free_lock(path: str) -> Iterator[bool]:
         if exc.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES):
             raise
         # Somebody took the permissions away: its holder may live.
-        yield exc.errno != errno.EACCES
+        yield gone or exc.errno != errno.EACCES
         return
     try:
-        free = True
-        try:
-            # Shared, so that two who only look don't take each other for the owner.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
+        free = False
+        deadline = time.monotonic() + (_EXEC_WAIT if gone else 0.0)
+        while not free:
+            try:
+                # Shared, so that two who only look don't take each other for the owner.
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                free = True
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    break
+                time.sleep(0.005)
         yield free
     finally:
         os.close(fd)
@@ -165,17 +177,20 @@ def why_dead(record: dict[str, str], folder: str) -> str:
     lock = record["OWNER_LOCK"]
     if not _LOCK.match(lock) or "OWNER_CLAIM" not in record:
         return "the owner record is incomplete"
+    why = ""
     if (record.get("OWNER_HOST"), record.get("OWNER_MACHINE")) == (socket.gethostname(), machine_id()):
         if record.get("OWNER_BOOT") != boot_id():
             return "the host has started anew since"
         if record.get("OWNER_PIDNS") == pid_namespace():
             start = process_start(pid)
             if not start:
-                return f"process {pid} is gone"
-            if start != record.get("OWNER_START"):
-                return f"process {pid} is now another program"
-    with _free_lock(os.path.join(folder, lock)) as free:
-        return "its lock is free" if free else ""
+                why = f"process {pid} is gone"
+            elif start != record.get("OWNER_START"):
+                why = f"process {pid} is now another program"
+    # Whoever was killed while it started a job leaves a child that is about to run it. Until its execve(2) that child can't
+    # be told by what it carries, so nobody could end it; but for as long it has the lock, too.
+    with _free_lock(os.path.join(folder, lock), gone=why != "") as free:
+        return (why or "its lock is free") if free else ""
 
 
 def clean(folder: str, named: set[str], log: Callable[[str], None]) -> None:

@@ -50,6 +50,8 @@ class Podman(Runner):
             stderr=command.output,
             env={**os.environ, **passed},
             start_new_session=True,
+            # All that is ours closes at execve(2), not before: until then the child has its worker's lock, see owner.why_dead.
+            close_fds=False,
         )
         return Running(process, carries, token)
 

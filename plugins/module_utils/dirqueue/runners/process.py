@@ -38,6 +38,8 @@ class Process(Runner):
             cwd=self.jobset.workdir,
             env={**os.environ, **command.environment},
             start_new_session=True,
+            # All that is ours closes at execve(2), not before: until then the child has its worker's lock, see owner.why_dead.
+            close_fds=False,
         )
         return Running(process, carries, token)
 
