@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any, Callable
 
@@ -33,6 +34,8 @@ def run(
         call: returns the result.
         more: further arguments of AnsibleModule.
     """
+    # What it makes is private to the user, whatever the umask is.
+    os.umask(0o077)
     module = AnsibleModule(argument_spec={**SHARED, **options}, supports_check_mode=True, **more)
     try:
         definition = jobset.load(module.params["root"], module.params["jobset"])

@@ -104,6 +104,7 @@ path:
 """
 
 import json
+import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -155,6 +156,7 @@ def forget(options: dict[str, Any], check: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
+    os.umask(0o077)
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},

@@ -113,14 +113,18 @@ def ansible(folder: Path, playbook: str, **variables: Any) -> str:
     return done.stdout + done.stderr + (folder / "log").read_text()
 
 
+def vault(folder: Path, plain: str) -> None:
+    secrets = folder / "secrets.yml"
+    secrets.write_text(f"vault_plain: {plain}\nvault_wild: !unsafe {json.dumps(WILD)}\n")
+    program = [str(Path(sys.executable).with_name("ansible-vault")), "encrypt", "--vault-password-file", str(folder / "password")]
+    subprocess.run([*program, str(secrets)], check=True, capture_output=True)
+    secrets.rename(folder / "inventory" / "group_vars" / "all" / "secrets.yml")
+
+
 def inventory(folder: Path, host: Host) -> None:
     (folder / "password").write_text("of the vault\n")
-    secrets = folder / "secrets.yml"
-    secrets.write_text(f"vault_plain: {PLAIN}\nvault_wild: !unsafe {json.dumps(WILD)}\n")
-    vault = [str(Path(sys.executable).with_name("ansible-vault")), "encrypt", "--vault-password-file", str(folder / "password")]
-    subprocess.run([*vault, str(secrets)], check=True, capture_output=True)
     (folder / "inventory" / "group_vars" / "all").mkdir(parents=True)
-    secrets.rename(folder / "inventory" / "group_vars" / "all" / "secrets.yml")
+    vault(folder, PLAIN)
     (folder / "inventory" / "hosts.yml").write_text(INVENTORY % sys.executable)
     jobset = {
         "script": "job.sh",
@@ -162,7 +166,8 @@ def test_only_the_job_sees_a_secret(program: Path, watch: Watch, long: bool) -> 
             names = "progress status logs journal diag retry_failed request_stop clear_stop restart setup stop"
             said += [ansible(folder, str(REPOSITORY / "playbooks" / f"{name}.yml"), jobset="t") for name in names.split()]
             # A change of a secret's value alone is carried out, and shown without it.
-            said.append(ansible(folder, str(REPOSITORY / "playbooks/setup.yml"), jobset="t", vault_plain=PLAIN + "2"))
+            vault(folder, PLAIN + "2")
+            said.append(ansible(folder, str(REPOSITORY / "playbooks/setup.yml"), jobset="t"))
             assert "the value of an environment variable or a secret" in said[-1]
         else:
             said.append(host.work_off())
