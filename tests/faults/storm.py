@@ -117,7 +117,7 @@ class Storm:
         self.event("boot", left=[owner.parse(self.queue._read_file("running", f"{name}.env.owner")) for name in self.queue.recorded()])
         for number in range(config["workers"]):
             self.start([program, "worker", f"t-{number}"])
-        for every in (0.3, 0.5, 0.7):
+        for every in (0.1, 0.2, 0.3):
             self.start([program, "recover", "t", "--every", str(every)])
         for which in (0, 1):
             self.start([__file__, sys.argv[1], "enqueue", str(which)])

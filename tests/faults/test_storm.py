@@ -322,9 +322,11 @@ def test_storm_while_the_clock_is_set_back(host: Host, long: bool) -> None:
     environment = {"LD_PRELOAD": str(library), "STORM_CLOCK": str(clock)}
     storm = Storm(host, 3000 if long else 300, 16 if long else 8, clock=str(clock), environment=environment)
     assert storm.rage() == 0
-    ends = [datetime.fromisoformat(line["ended_at"].replace("Z", "+00:00")).timestamp() for line in host.history()]
+    # What was put back because of the gate has not begun, and has no end.
+    ends = [line["ended_at"] for line in host.history() if "ended_at" in line]
+    times = [datetime.fromisoformat(end.replace("Z", "+00:00")).timestamp() for end in ends]
     # The last hour may have been set back when everything had ended.
-    assert sum(second < first - 3500 for first, second in zip(ends, ends[1:])) >= 2, "the clock was not set back"
+    assert sum(second < first - 3500 for first, second in zip(times, times[1:])) >= 2, "the clock was not set back"
     storm.check("storm: the same while the clock is set back by an hour", Counter(), ["kills", "set back"])
 
 
