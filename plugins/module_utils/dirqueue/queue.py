@@ -44,7 +44,7 @@ from .batch import Batch, Lines
 from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .job import SUFFIX
 from .jobset import Jobset
-from .layout import STATES, Layout, Refused, open_own, why_odd
+from .layout import STATES, Layout, Refused, open_own, sync_folder, why_odd
 
 _REQUESTED = "STOP requested by "
 # One step of PRIORITY in a pending job's place in the queue, in seconds: see _place.
@@ -790,6 +790,7 @@ class Queue:
             if not self._is_kept(claim.name, os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False)):
                 kept += f".{claim.id}"
                 os.link(entry, kept, src_dir_fd=self._fds["running"], follow_symlinks=False)
+        sync_folder(self.layout.malformed)
         values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
         values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
@@ -831,7 +832,9 @@ class Queue:
                 return Change(name, "running", "running", "left alone: somebody is trying to claim it")
         try:
             values = self.read("running", name)
-            if values.get("CLAIM") != claim or values.get("RESULT") not in STATES:
+            # A power cut may have left nothing of the record. What was rejected has no values of its own any more: it must not run.
+            rejected = values.get("REASON") == "malformed_job" and "CLAIM" in values
+            if (values.get("CLAIM") != claim and not rejected) or values.get("RESULT") not in STATES:
                 job.check_room(values)
                 values = self._recovered(name, values, claim, dead.get("OWNER_WORKER_ID", ""), why)
                 if not check:
@@ -1032,8 +1035,11 @@ class Queue:
                         # Whoever a container runs its programs as may read it, whatever the umask is.
                         os.fchmod(file.fileno(), 0o644)
                         file.write(text)
+                        file.flush()
+                        os.fsync(file.fileno())
                     # link, not rename: a solver's gate that appears now must stay as it is.
                     os.link(staged, self.jobset.gate)
+                    sync_folder(os.path.dirname(self.jobset.gate))
                 except FileExistsError:
                     return False
                 finally:
@@ -1054,6 +1060,7 @@ class Queue:
             try:
                 self._append(self.layout.gates, {"opened_at": owner.now(), "text": gate.text, "solved_by": gate.solved_by})
                 os.unlink(self.jobset.gate)
+                sync_folder(os.path.dirname(self.jobset.gate))
             except FileNotFoundError:
                 return False
             except OSError as exc:
