@@ -9,13 +9,13 @@ Run as root, the program runs as another user, whom permissions hold back as the
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +23,9 @@ from typing import Callable
 
 import pytest
 from ansible_collections.sagequeue.batch.tests.faults import ledger
+from ansible_collections.sagequeue.batch.tests.faults.users import OTHER, ROOT, UID, give, start
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host
 
-ROOT = os.geteuid() == 0
-# Ids that no account of the machine has.
-UID, OTHER = 61234, 61235
-# The batch user's Python: the tests' own may lie in a home that others can't enter.
-PYTHON = "/usr/bin/python3" if ROOT else sys.executable
 # Memory (KiB) and seconds in which the program has to get by, whatever lies in the queue: a gigabyte must not be read.
 MEMORY, SECONDS = 80_000, 20
 GIGABYTE = 1 << 30
@@ -106,6 +102,8 @@ BROKEN: dict[str, Callable[[Path, Target], object]] = {
     "nothing": lambda path, target: path.write_bytes(b""),
     "no text": lambda path, target: path.write_bytes(b"\x1b]0;title\x07\r\n\x80=;$(id)\n"),
 }
+# Without --long, the others stand for these.
+RARER = ("a dangling link", "a link to a folder", "a link to itself", "a socket", "a link to /etc/shadow", "no text", "NULs")
 # Names that no job has, for files that would be fine otherwise.
 NAMES = [
     b"new\nline.env", b"-leading.env", b"...env", b".hidden.env", b"sp ace.env", b"$(touch pwned).env", b"\xff\xfe.env", b"\x1b[31mred.env",
@@ -123,31 +121,6 @@ def guarded(program: Path) -> Iterator[Host]:
     with contextlib.closing(made):
         yield made
     shutil.rmtree(base)
-
-
-def give(host: Host) -> None:
-    """Give all that is not given away to the user."""
-    if ROOT:
-        for folder, names, files in os.walk(host.base):
-            for path in [folder, *(os.path.join(folder, name) for name in names + files)]:
-                if os.lstat(path).st_uid == 0:
-                    os.lchown(path, UID, UID)
-
-
-def start(host: Host, *words: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [PYTHON, str(host.program), *words],
-        env={"PATH": os.environ["PATH"], "HOME": str(host.base), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(host.program)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="surrogateescape",
-        cwd="/",
-        **({"user": UID, "group": UID, "extra_groups": []} if ROOT else {}),
-    )
-    host.processes.append(process)
-    return process
 
 
 def said(process: subprocess.Popen[str], status: int = 0) -> str:
@@ -171,8 +144,51 @@ def identity(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_mode, found.st_uid, found.st_size, found.st_mtime_ns if path.is_file() else 0
 
 
+# All that an operator can ask for, done as the user: each call's answer, or what it raised.
+OPERATE = """
+import json, sys
+from dirqueue import batch, jobset, owner, progress
+from dirqueue.errors import QueueError
+from dirqueue.layout import Layout
+from dirqueue.queue import Queue
+from dirqueue.recovery import recover
+from dirqueue.runners import make
+root = sys.argv[1]
+layout, definition = Layout(root, "t"), jobset.load(root, "t")
+said = {}
+with Queue(layout, definition) as queue:
+    names = ["bad-" + state for state in ("pending", "running", "done", "failed")]
+    for name, call in {
+        "recover": lambda: recover(queue, make(layout, definition)),
+        "enqueue": lambda: queue.enqueue([("fresh", {}), *((name, {}) for name in names)], force=True),
+        "enqueue many": lambda: queue.enqueue(batch.numbered("many", range(batch.LEAST))),
+        "retry": lambda: queue.retry(),
+        "retry by name": lambda: queue.retry(names),
+        "jobs": lambda: progress.jobs(queue),
+        "summary": lambda: progress.summary(queue),
+        "remove by name": lambda: queue.remove(names, logs=True),
+        "remove": lambda: queue.remove(None, logs=True),
+        "close": lambda: queue.close_gate(),
+        "gate": lambda: queue.gate(),
+        "open": lambda: queue.open_gate(),
+    }.items():
+        try:
+            said[name] = str(call())
+        except (QueueError, OSError) as exc:
+            said[name] = "%s: %s" % (type(exc).__name__, exc)
+print(json.dumps(said))
+"""
+
+
+def operate(host: Host) -> dict[str, str]:
+    answers: dict[str, str] = json.loads(said(start(host, "-c", OPERATE, str(host.root), python=True)))
+    return answers
+
+
 @pytest.mark.parametrize("kind", [*ODD, *BROKEN])
-def test_in_every_folder(guarded: Host, kind: str) -> None:
+def test_in_every_folder(guarded: Host, kind: str, long: bool) -> None:
+    if not long and kind in RARER:
+        pytest.skip("one of a kind is enough without --long")
     host = guarded
     host.define(attempts=1)
     host.define("other")
@@ -190,8 +206,10 @@ def test_in_every_folder(guarded: Host, kind: str) -> None:
         made[f"{state}/bad-{state}.env"] = queue / state / f"bad-{state}.env"
     made["running/claimed.env.owner"] = queue / "running" / "claimed.env.owner"
     made["running/owned.env.owner"] = queue / "running" / "owned.env.owner"
+    made["queue/batches/bad.batch"] = queue / "batches" / "bad.batch"
+    made["queue/batches/bad.cursor"] = queue / "batches" / "bad.cursor"
     made["log/logged.log"] = base / "log" / "logged.log"
-    for folder, name in (("staging", "left"), ("workers", "t-9.0123456789abcdef.lock"), ("malformed", "kept.1.env")):
+    for folder, name in (("staging", "left"), ("staging", "redo.x"), ("workers", "t-9.0123456789abcdef.lock"), ("malformed", "kept.1.env")):
         made[f"run/{folder}/{name}"] = run / folder / name
     definition = host.root / "etc" / "jobsets" / "broken.json"
     for path in [*made.values(), definition]:
@@ -208,14 +226,14 @@ def test_in_every_folder(guarded: Host, kind: str) -> None:
     shown = said(start(host, "progress", "t"))
     if odd:
         # Owner records and staged files get their names by link(2): there a second name is usual, and may go.
-        named = {name: path for name, path in made.items() if kind != "a hard link" or name.endswith((".env", ".log"))}
+        named = {name: path for name, path in made.items() if kind != "a hard link" or name.endswith((".env", ".log", ".batch"))}
         if kind == "a hard link":
             named.pop("run/malformed/kept.1.env")
         for name, path in named.items():
             assert identity(path) == before[name], (name, kind)
-            assert name in shown or name.startswith("log/"), (name, shown)
+            assert path.name in shown or name.endswith((".log", ".cursor")), (name, shown)
             # A worker says what is in its way. What lies in done, failed and run is not, and a worker need not list it.
-            assert name in text or name.startswith(("run/", "done/", "failed/")), (name, text)
+            assert path.name in text or name.startswith(("run/", "done/", "failed/")) or name.endswith(".cursor"), (name, text)
         assert host.path("failed", "logged").exists() and "logged.log" in host.path("failed", "logged").read_text()
         for state, name in (("pending", "claimed"), ("running", "owned")):
             assert host.path("done" if kind == "a hard link" else state, name).exists(), text
@@ -226,4 +244,124 @@ def test_in_every_folder(guarded: Host, kind: str) -> None:
         assert host.path("done", "logged").exists()
     everything = said(start(host, "progress"), 1)
     assert "jobset broken" in everything and "other [" in everything, everything
+    answers = operate(host)
+    assert not [name for name, answer in answers.items() if answer.startswith(("OSError", "QueueError"))], answers
+    target.check()
+    if odd:
+        for name, path in named.items():
+            if name != "log/logged.log":
+                assert identity(path) == before[name], (name, kind)
     ledger.record("hostile entry in a folder of the queue", tries=len(made) + 1)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_in_place_of_the_queues_own_files(guarded: Host, kind: str, long: bool) -> None:
+    """What every worker needs is not there, or is a trap: it says so and waits, and when the thing is gone it goes on."""
+    if not long and kind not in ("a link to a file", "a FIFO", "a folder"):
+        pytest.skip("one of a kind is enough without --long")
+    host = guarded
+    host.define(attempts=1)
+    base = host.root / "var" / "t"
+    target = Target(host.base / "outside")
+    host.put("pending", "good", "TEXT=x\n")
+    places = [base / "run" / "history.jsonl", base / "run" / "gates.jsonl", base / "run" / "queue.lock", host.work / "t_stop.txt"]
+    for path in places:
+        ODD[kind](path, target)
+    give(host)
+    target.before = target._now()
+    before = {path: identity(path) for path in places}
+    shown = said(start(host, "progress", "t"))
+    assert all(path.name in shown for path in places[:3]) and "the gate is closed" in shown, shown
+    answers = operate(host)
+    assert "queue.lock" in answers["enqueue"] and "queue.lock" in answers["remove"], answers
+    assert host.path("pending", "good").exists()
+    target.check()
+    # A gate that can't be read is a closed one; to open it is to take it away, which follows nothing.
+    assert [path for path in places if identity_or_none(path) != before[path]] in ([], [places[3]])
+    for path in places:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+    said(start(host, "worker", "t-1", "--until-idle"))
+    assert host.path("done", "good").exists()
+    target.check()
+    ledger.record("hostile entry in a folder of the queue", tries=len(places))
+
+
+def identity_or_none(path: Path) -> object:
+    return identity(path) if os.path.lexists(path) else None
+
+
+@pytest.mark.parametrize("folder", ["pending", "running", "done", "failed", "staging", "batches"])
+def test_a_folder_that_is_a_link(guarded: Host, folder: str) -> None:
+    host = guarded
+    host.define()
+    host.put("pending", "good", "TEXT=x\n")
+    base = host.root / "var" / "t"
+    (path,) = (found for found in base.rglob(folder) if found.is_dir())
+    outside = host.base / "outside"
+    path.rename(outside)
+    path.symlink_to(outside)
+    give(host)
+    before = sorted(os.listdir(outside))
+    process = start(host, "progress", "t")
+    text = process.communicate(timeout=SECONDS)[0]
+    assert "Traceback" not in text
+    worker = start(host, "worker", "t-1", "--until-idle")
+    text += worker.communicate(timeout=SECONDS)[0]
+    assert "Traceback" not in text
+    assert sorted(os.listdir(outside)) == before, text
+    ledger.record("hostile entry in a folder of the queue", tries=1)
+
+
+def test_names_that_no_job_has(guarded: Host) -> None:
+    host = guarded
+    host.define()
+    queue = host.root / "var" / "t" / "queue"
+    places = [(queue / state, b"") for state in ("pending", "running", "done", "failed", "batches")] + [(queue / "running", b".owner")]
+    made = []
+    for folder, ending in places:
+        for name in NAMES:
+            path = os.path.join(os.fsencode(folder), name[: 255 - len(ending)] + ending)
+            if folder.name == "batches":
+                path = path.replace(b".env", b".batch")[: len(os.fsencode(folder)) + 256]
+            with open(path, "wb") as file:
+                file.write(b"TEXT=x\n")
+            made.append(path)
+    host.put("pending", "good", "TEXT=x\n")
+    give(host)
+    text = said(start(host, "worker", "t-1", "--until-idle"))
+    assert host.path("done", "good").exists(), text
+    shown = said(start(host, "progress", "t"))
+    assert not [character for character in text + shown if ord(character) < 32 and character not in "\n\t"]
+    assert shown.count("not a job's name") + shown.count("not a batch's name") == len(made), shown
+    answers = operate(host)
+    assert not [name for name, answer in answers.items() if answer.startswith(("OSError", "QueueError"))], answers
+    assert all(os.path.exists(path) for path in made)
+    ledger.record("name that no job has, in a folder of the queue", tries=len(made))
+
+
+def test_contents_that_are_wrong_by_a_little(guarded: Host) -> None:
+    """Job files that are almost right: each is failed with the reason, and kept as it was; none keeps the next one waiting."""
+    host = guarded
+    host.define(attempts=1, stride=4)
+    broken = {
+        "no-equals": b"TEXT\n", "lower": b"text=x\n", "twice": b"TEXT=a\nTEXT=b\n", "blank": b" TEXT=a\n", "export": b"export TEXT=a\n",
+        "nul": b"TEXT=a\0\n", "latin": b"TEXT=\xe9\n", "utf16": "TEXT=a\n".encode("utf-16"), "large": b"TEXT=" + b"x" * 65_536,
+        "no-room": b"TEXT=" + b"x" * 65_000, "offset": b"OFFSET=4\n", "negative": b"OFFSET=-1\n", "arabic": "OFFSET=\u0663\n".encode(),
+        "overlong": b"TEXT=\xc0\xaf\n", "surrogate": b"TEXT=\xed\xa0\x80\n", "bom": b"\xef\xbb\xbfTEXT=a\n",
+    }  # fmt: skip
+    for name, text in broken.items():
+        host.path("pending", name).write_bytes(text)
+    host.put("pending", "z-good", "TEXT=x\n")
+    give(host)
+    text = said(start(host, "worker", "t-1", "--until-idle"))
+    assert host.path("done", "z-good").exists()
+    for name, contents in broken.items():
+        answer = host.path("failed", name).read_text()
+        assert "REASON=malformed_job" in answer and "DETAIL=" in answer, (name, answer, text)
+        kept = [path.read_bytes() for path in (host.root / "var/t/run/malformed").glob(f"{name}.*")]
+        # What only this jobset can't run is failed as it is.
+        assert kept == [contents] or "OFFSET=" in answer, name
+    ledger.record("job file that is wrong by a little", tries=len(broken))

@@ -28,11 +28,13 @@ def give(host: Host) -> None:
                     os.lchown(path, UID, UID)
 
 
-def start(host: Host, *words: str, uid: int = UID, program: str = "", umask: int = -1) -> subprocess.Popen[str]:
-    """Start the program as the batch user, or as another; what it says is in stdout."""
+def start(
+    host: Host, *words: str, uid: int = UID, program: str = "", umask: int = -1, python: bool = False
+) -> subprocess.Popen[str]:
+    """Start the program, or Python with its library, as the batch user or as another; what it says is in stdout."""
     program = program or str(host.program)
     process = subprocess.Popen(
-        [PYTHON, program, *words],
+        [PYTHON, *([] if python else [program]), *words],
         env={"PATH": os.environ["PATH"], "HOME": str(host.base), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": program},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

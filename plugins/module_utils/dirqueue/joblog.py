@@ -36,7 +36,7 @@ def pieces(path: str) -> list[str]:
 def remove(path: str) -> None:
     """Delete a log and its older pieces."""
     for piece in [*reversed(pieces(path)), path]:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(piece)
 
 

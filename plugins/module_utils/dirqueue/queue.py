@@ -28,6 +28,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import getpass
 import itertools
 import json
@@ -173,7 +174,7 @@ class Queue:
             for entry in os.scandir(folder):
                 with contextlib.suppress(FileNotFoundError):
                     reason = why_odd(entry.stat(follow_symlinks=False), links=folder != run)
-                    if reason and not (folder == run and entry.is_dir(follow_symlinks=False)):
+                    if reason and entry.path not in (self.layout.staging, self.layout.workers, self.layout.malformed):
                         self.refused[os.path.relpath(entry.path, self.layout.base)] = reason
         for state in STATES:
             for name in self.entries(state):
@@ -501,7 +502,9 @@ class Queue:
                 continue
             try:
                 with open(os.path.join(self.layout.staging, entry), encoding="utf-8", errors="replace", opener=open_own) as file:
-                    names = [name for name in file.read().split("\n") if job.is_name(name)]
+                    # No further than it is a list of names: what is none of ours may be a gigabyte.
+                    lines = iter(functools.partial(file.readline, 1000), "")
+                    names = list(itertools.takewhile(job.is_name, (line.rstrip("\n") for line in lines)))
             except Refused:
                 continue
             for name, state in itertools.product(names, ("done", "failed")):
@@ -894,6 +897,7 @@ class Queue:
                     continue
                 try:
                     values = self.read("failed", name)
+                    job.check_room(values)
                 except MalformedJob as exc:
                     changes.append(Change(name, "failed", "failed", f"left alone: {exc}"))
                     continue
@@ -936,10 +940,8 @@ class Queue:
                 elif state == "running":
                     left = "recover it first" if self.why_orphan(name) else "its owner lives; stop the jobset first"
                     changes.append(Change(name, state, state, f"left alone: {left}"))
-                elif check:
-                    changes.append(Change(name, state, None, "removed"))
                 else:
-                    changes.append(self._removed(name, state, logs))
+                    changes.append(self._removed(name, state, logs, check))
             for state in states:
                 os.fsync(self._fds[state])
         return changes
@@ -966,14 +968,15 @@ class Queue:
                     self._drop_batch(one.name)
         return changes
 
-    def _removed(self, name: str, state: str, logs: bool) -> Change:
+    def _removed(self, name: str, state: str, logs: bool, check: bool) -> Change:
         try:
+            reason = self.why_refused(state, name)
+            if reason or check:
+                return Change(name, state, state if reason else None, f"refused: {reason}" if reason else "removed")
             os.unlink(name + SUFFIX, dir_fd=self._fds[state])
         except FileNotFoundError:
             now = self.locate(name)
             return Change(name, now, now, f"left alone: {now} in the meantime")
-        except IsADirectoryError:
-            return Change(name, state, state, "refused: not a regular file")
         if self._stale(name):
             self._disown(name)
         if logs:
