@@ -199,7 +199,7 @@ class Worker:
             except OSError as exc:
                 if is_shortage(exc):
                     # Not its container's doing either: it may be tried as often as it takes.
-                    return "pending", {"REASON": "not_started", "DETAIL": explain(exc, self.jobset.script)}
+                    return "pending", {"REASON": "not_started", "DETAIL": f"the job can't be started: {explain(exc, self.layout.base)}"}
                 return self._lost(claim, f"the job can't be started: {exc}")
             log.started()
             outcome, ended_for = self._watch(running, log)
