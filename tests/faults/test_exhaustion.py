@@ -12,27 +12,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
 from ansible_collections.sagequeue.batch.tests.faults import ledger
-from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY, Host, wait_for
 
 _BLOCK = 4096
-_PLENTY = 1 << 20
 
 
 class Space:
@@ -242,11 +246,15 @@ def _short(kind: str, base: Path, program: Path) -> Iterator[Short]:
         space.unmount()
 
 
+def _queue(host: Host) -> Queue:
+    return Queue(Layout(str(host.root), "t"), jobset.load(str(host.root), "t"))
+
+
 def _clear(error: BaseException, host: Host, reasons: tuple[int, ...]) -> str:
     """Check that an error names the thing, the reason and the next step; return its text."""
     assert isinstance(error, (OSError, MemoryError, QueueError)), repr(error)
     text = explain(error, str(host.root))
-    assert str(host.root) in text, text
+    assert str(host.base) in text or "/proc/" in text, text
     assert any(f"{os.strerror(reason)}; " in text for reason in reasons), text
     return text
 
@@ -256,6 +264,9 @@ def _clear(error: BaseException, host: Host, reasons: tuple[int, ...]) -> str:
 
 class Deed:
     """One operation on a queue: what it needs, the call, and whether what is there then can be true."""
+
+    # From eight units of room on, without --long, so many more at a time.
+    step = 1
 
     def __init__(self, queue: Queue, host: Host) -> None:
         self.queue = queue
@@ -303,7 +314,7 @@ class Enqueue(Deed):
         self.queue.enqueue([(f"job_{number}", {"VALUE": f"of job_{number}"}) for number in range(self.many)])
 
     def failed(self, text: str) -> None:
-        assert "nothing was enqueued" in text or "queue.lock: " in text, text
+        assert "nothing was enqueued" in text or "can't enqueue" not in text, text
         assert self.states() == {"pending"}
         assert os.listdir(self.queue.layout.staging) == []
 
@@ -315,14 +326,35 @@ class Enqueue(Deed):
 
 class Enqueue24(Enqueue):
     many = 24
+    step = 5
 
 
 class EnqueueHundreds(Enqueue):
     many = 300
+    step = 60
+
+
+class EnqueueThousands(Enqueue):
+    """Enqueue so many jobs that they become one file."""
+
+    many = 5000
+    step = 12
+
+    def failed(self, text: str) -> None:
+        super().failed(text)
+        assert self.queue.counts()["pending"] == 1
+        assert os.listdir(self.queue.layout.batches) == []
+
+    def worked(self) -> None:
+        names = [name for name, _values in self.queue.batched()]
+        assert names == [f"job_{number}" for number in range(self.many)]
+        assert self.states() == {"pending"}
 
 
 class EnqueueAgain(Deed):
     """Redo jobs that are done."""
+
+    step = 5
 
     def prepare(self) -> None:
         self.put("done", *(f"job_{number}" for number in range(24)), text="REASON=ok\n")
@@ -365,6 +397,28 @@ class ClaimOne(Deed):
         self.own_values()
 
 
+class ClaimOfBatch(ClaimOne):
+    """Claim a job of a batch, some of whose jobs become files first."""
+
+    step = 80
+
+    def prepare(self) -> None:
+        self.everything = [f"job_{number}" for number in range(1000)]
+        self.queue.enqueue([(name, {"VALUE": f"of {name}"}) for name in self.everything])
+        self.holder = owner.Holder(self.queue.layout.workers, "t-1")
+
+    def failed(self, text: str) -> None:
+        names = [*self.host.states(), *(name for name, _values in self.queue.batched())]
+        assert sorted(names) == sorted(self.everything)
+
+    def worked(self) -> None:
+        self.failed("")
+        assert self.host.owners() == [f"{self.claim.name}.env.owner"]
+        self.queue.finish(self.claim, "done", {"REASON": "ok"})
+        self.holder.release()
+        self.own_values()
+
+
 class Malformed(Deed):
     """Claim a job that can't be understood."""
 
@@ -373,7 +427,8 @@ class Malformed(Deed):
         self.holder = owner.Holder(self.queue.layout.workers, "t-1")
 
     def call(self) -> None:
-        assert self.queue.claim(self.holder) is None
+        # A folder that has not changed is read again after a while only.
+        wait_for(lambda: self.queue.claim(self.holder) is None and self.states() == {"failed"})
 
     def failed(self, text: str) -> None:
         assert self.states() <= {"pending", "running"}
@@ -518,8 +573,8 @@ class OpenGate(Deed):
 
 
 DEEDS: list[type[Deed]] = [
-    *(Enqueue, Enqueue24, EnqueueHundreds, EnqueueAgain),
-    *(ClaimOne, Malformed, Finish, PutBack, Recover, Retry, Remove, CloseGate, OpenGate),
+    *(Enqueue, Enqueue24, EnqueueHundreds, EnqueueThousands, EnqueueAgain),
+    *(ClaimOne, ClaimOfBatch, Malformed, Finish, PutBack, Recover, Retry, Remove, CloseGate, OpenGate),
 ]
 
 
@@ -532,7 +587,7 @@ def _at_every_level(
         assert room < 5000, f"{deed.__name__} never works"
         shutil.rmtree(host.root / "var", ignore_errors=True)
         host.define()
-        with Queue(host.queue().layout, host.queue().jobset) as queue:
+        with _queue(host) as queue:
             done = deed(queue, host)
             done.prepare()
             leave(room)
@@ -554,17 +609,13 @@ def _at_every_level(
                 done.call()
             free()
             done.worked()
-        for made in host._queues:
-            made.close()
-        host._queues.clear()
-        many = getattr(deed, "many", 1)
-        room += 1 if long or room < 8 else max(1, many // 12)
+        room += 1 if long or room < 8 else deed.step
     return fails
 
 
 @pytest.mark.parametrize("kind", list(ROWS))
 def test_every_operation_at_every_level_of_room(kind: str, tmp_path: Path, program: Path, long: bool) -> None:
-    if kind in ("xfs", "btrfs") and not long:
+    if kind not in ("ext4", "tmpfs_inodes", "quota") and not long:
         pytest.skip("with --long")
     row = ROWS[kind][0]
     with _short(kind, tmp_path, program) as short:
@@ -580,7 +631,426 @@ def test_every_operation_at_every_level_of_room(kind: str, tmp_path: Path, progr
 def test_a_btrfs_is_listed_as_it_is_now(tmp_path: Path, program: Path) -> None:
     with _short("btrfs", tmp_path, program) as short:
         short.host.define()
-        with Queue(short.host.queue().layout, short.host.queue().jobset) as early:
+        with _queue(short.host) as early:
             assert early.entries("pending") == []
             short.host.put("pending", "job_0", "")
             assert early.entries("pending") == ["job_0"]
+
+
+# ---- what can't be left in a certain amount -------------------------------------------------------------------------
+
+
+def test_a_read_only_file_system(tmp_path: Path, program: Path) -> None:
+    """The file system becomes read-only between the operations, and writable again."""
+    with _short("ext4", tmp_path, program) as short:
+        short.host.script("exit 0\n")
+        tries = 0
+
+        def mount(how: str) -> None:
+            subprocess.run(["mount", "-o", f"remount,{how}", str(short.space.folder)], check=True)
+
+        for deed in DEEDS:
+            shutil.rmtree(short.host.root / "var", ignore_errors=True)
+            short.host.define()
+            with _queue(short.host) as queue:
+                done = deed(queue, short.host)
+                done.prepare()
+                holder = getattr(done, "holder", None)
+                if holder:
+                    # Its lock is open for writing, which would keep the file system writable.
+                    fd = os.open(Path(queue.layout.workers) / holder.lock, os.O_RDONLY)
+                    os.dup2(fd, holder._fd)
+                    os.close(fd)
+                    fcntl.flock(holder._fd, fcntl.LOCK_EX)
+                mount("ro")
+                with pytest.raises((OSError, QueueError)) as error:
+                    done.call()
+                done.failed(_clear(error.value, short.host, (errno.EROFS,)))
+                mount("rw")
+                done.call()
+                done.worked()
+                tries += 1
+        ledger.record("read-only file system", tries=tries)
+
+
+@contextlib.contextmanager
+def _files_left() -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """Yield what lets this process open only so many files more, and what lets it open plenty."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    fillers: list[int] = []
+
+    def free() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        while fillers:
+            os.close(fillers.pop())
+
+    def leave(room: int) -> None:
+        highest = max(int(entry) for entry in os.listdir("/proc/self/fd"))
+        # No gap must be left below the limit.
+        fillers.append(os.open("/dev/null", os.O_RDONLY))
+        while fillers[-1] <= highest:
+            fillers.append(os.dup(fillers[0]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + room, hard))
+
+    try:
+        yield leave, free
+    finally:
+        free()
+
+
+def test_every_operation_with_every_number_of_open_files(host: Host, long: bool) -> None:
+    host.script("exit 0\n")
+    with _files_left() as (leave, free):
+        for deed in DEEDS:
+            tries = _at_every_level(host, deed, (errno.EMFILE,), long, leave, free)
+            if tries:
+                ledger.record("too many open files", tries=tries)
+
+
+def _limited(host: Host, option: str, *words: str) -> tuple[int, str]:
+    """Run the program with a limit, for 1.5 s at most; return its exit status and what it said."""
+    command = ["timeout", "1.5", "prlimit", option, sys.executable, str(host.program), *words]
+    done = subprocess.run(command, env=host.environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("what", ["too many open files", "out of memory"])
+def test_the_program_with_little(what: str, host: Host, long: bool) -> None:
+    """A worker, recovery and progress, each started with as little as the interpreter itself can start with, or a little more."""
+    tries = 0
+    commands = [("worker", "t-1", "--until-idle"), ("recover", "t"), ("progress",)]
+    levels: list[str]
+    if what == "out of memory":
+        least = next(mib for mib in range(8, 200) if _limited(host, f"--as={mib << 20}", "--version")[0] == 0)
+        levels = [f"--as={(least << 20) + extra * 65536}" for extra in range(0, 160, 1 if long else 40)]
+    else:
+        least = next(number for number in range(3, 30) if _limited(host, f"--nofile={number}", "--version")[0] == 0)
+        levels = [f"--nofile={number}" for number in range(least, least + 16, 1 if long else 5)]
+    host.script("exit 0\n")
+    for level in levels:
+        for command in commands:
+            host.define()
+            if not host.states():
+                host.put("pending", "job_0")
+                host.put("running", "job_1")
+            status, said = _limited(host, level, *command)
+            assert "Traceback" not in said, (level, command, said)
+            if status or "; raise" in said:
+                tries += 1
+                clear = r"(sagequeue|waiting|not_started): .*/.*; (raise|free some memory, or raise) the limit"
+                assert re.search(clear, said), (level, command, said)
+            assert set(host.states()) == {"job_0", "job_1"}
+    host.sagequeue("recover", "t")
+    host.work_off()
+    assert set(host.states().values()) == {"done"}
+    ledger.record(what, tries=tries)
+
+
+_ENQUEUE_WITH_LITTLE = """
+import json, os, resource, sys
+from dirqueue import jobset
+from dirqueue.errors import explain
+from dirqueue.layout import Layout
+from dirqueue.queue import Queue
+root, levels, step, many = sys.argv[1], *map(int, sys.argv[2:])
+queue = Queue(Layout(root, "t"), jobset.load(root, "t"))
+for level in range(levels):
+    if os.fork():
+        os.wait()
+        continue
+    jobs = [(f"level{level}_{number}", {"VALUE": "x" * 4000}) for number in range(many)]
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + level * step, resource.RLIM_INFINITY))
+    said = ""
+    try:
+        queue.enqueue(jobs)
+    except BaseException as exc:
+        said = exc
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(json.dumps([level, said and type(said).__name__, said and explain(said, root)]), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("many", [900, 3000])
+def test_enqueue_with_little_memory(host: Host, long: bool, many: int) -> None:
+    host.define()
+    queue = host.queue()
+    # The jobs alone take 4 MB for a thousand.
+    levels = 128 if long else 8
+    step = 5000 * many // levels
+    process = host.python(_ENQUEUE_WITH_LITTLE, str(host.root), str(levels), str(step), str(many))
+    said = process.communicate(timeout=300)[0].splitlines()
+    assert len(said) == levels
+    there: dict[str, int] = {}
+    for name in [*host.states(), *(name for name, _values in queue.batched())]:
+        there[name.partition("_")[0]] = there.get(name.partition("_")[0], 0) + 1
+    tries = 0
+    for line in said:
+        level, kind, text = json.loads(line)
+        assert there.get(f"level{level}", 0) == (0 if kind else many), line
+        if kind:
+            tries += 1
+            assert kind in ("QueueError", "MemoryError", "OSError") and "; free some memory" in text, line
+    assert tries, "there was always enough"
+    ledger.record("out of memory", tries=tries)
+
+
+# ---- workers --------------------------------------------------------------------------------------------------------
+
+_JOB = """\
+echo "start $SAGEQUEUE_JOB" >>"$RUNS"
+seq 1 20000
+while [ ! -e "$GO" ]; do sleep 0.05; done
+echo "end $SAGEQUEUE_JOB" >>"$RUNS"
+"""
+
+
+class Work:
+    """Two jobs, and a worker amid the first; each runs until go is there, and keeps a record of its runs."""
+
+    def __init__(self, host: Host, **keys: Any) -> None:
+        self.host = host
+        self.go = host.base / "go"
+        self.runs = host.base / "runs"
+        self.runs.touch()
+        host.script(_JOB)
+        host.define(environment={"RUNS": str(self.runs), "GO": str(self.go)}, **keys)
+        with _queue(host) as queue:
+            queue.enqueue([("job_0", {}), ("job_1", {})])
+        self.worker = host.worker()
+        wait_for(lambda: "start job_0" in self.runs.read_text(encoding="utf-8"))
+
+    def still_owned(self, reason: int) -> None:
+        """The worker says that it can't record the first job's end, and keeps it."""
+        text = os.strerror(reason) + "; "
+        wait_for(lambda: "job job_0 is done, but that can't be recorded" in self.host.said() and text in self.host.said())
+        assert self.host.states() == {"job_0": "running", "job_1": "pending"}
+        assert self.host.owners() == ["job_0.env.owner"]
+        assert "end job_0" in self.runs.read_text(encoding="utf-8")
+
+    def all_done(self) -> float:
+        """Wait until everything is done as it should be; return after how many seconds the first job was."""
+        began = time.monotonic()
+        wait_for(lambda: self.host.states()["job_0"] == "done")
+        seconds = time.monotonic() - began
+        wait_for(lambda: set(self.host.states().values()) == {"done"})
+        wait_for(lambda: not self.host.owners())
+        assert "Traceback" not in self.host.said(), self.host.said()
+        attempts = [(line["job"], line["claim"]) for line in self.host.history() if line["result"] == "done"]
+        assert len(set(attempts)) == 2
+        return seconds
+
+    def ran_once(self) -> None:
+        assert self.runs.read_text(encoding="utf-8").splitlines() == ["start job_0", "end job_0", "start job_1", "end job_1"]
+
+
+@pytest.mark.parametrize("kind", list(ROWS))
+def test_a_worker_that_cant_record_a_result(kind: str, tmp_path: Path, program: Path, long: bool) -> None:
+    if kind not in ("ext4", "tmpfs_inodes", "quota") and not long:
+        pytest.skip("with --long")
+    row, reasons = ROWS[kind][0], ROWS[kind][1].reasons
+    with _short(kind, tmp_path, program) as short:
+        work = Work(short.host)
+        short.space.leave(0)
+        work.go.touch()
+        work.still_owned(reasons[0])
+        if long:
+            time.sleep(5)
+            work.still_owned(reasons[0])
+        short.space.free()
+        ledger.record(row, tries=1, recovery_seconds=work.all_done())
+        work.ran_once()
+
+
+def test_a_worker_that_starts_on_a_full_disk(tmp_path: Path, program: Path) -> None:
+    """It ends, and says why, until there is room: its supervisor starts it again and again."""
+    with _short("ext4_inodes", tmp_path, program) as short:
+        short.host.script("exit 0\n")
+        short.host.define()
+        short.host.put("pending", "job_0")
+        short.space.leave(0)
+        assert short.host.worker().wait(30) == 1
+        assert re.search(r"^sagequeue: /.*: No space left on device; free some", short.host.said()), short.host.said()
+        assert short.host.states() == {"job_0": "pending"}
+        short.space.free()
+        short.host.work_off()
+        assert short.host.states() == {"job_0": "done"}
+        ledger.record("out of inodes", tries=1)
+
+
+def test_a_file_system_that_an_error_makes_read_only(tmp_path: Path, program: Path) -> None:
+    """Amid a job. After the repair the job, whose end could not be recorded, runs again."""
+    with _short("ext4", tmp_path, program) as short:
+        work = Work(short.host)
+        # What is older than that is not at stake.
+        subprocess.run(["sync", "-f", str(short.space.folder)], check=True)
+        subprocess.run(["mount", "-o", "remount,abort", str(short.space.folder)], check=True)
+        work.go.touch()
+        work.still_owned(errno.EROFS)
+        work.worker.kill()
+        work.worker.wait()
+        short.space.unmount()
+        assert subprocess.run(["e2fsck", "-fy", str(short.space.image)], capture_output=True, check=False).returncode in (0, 1)
+        subprocess.run(["mount", "-o", "loop", str(short.space.image), str(short.space.folder)], check=True)
+        short.host.worker()
+        ledger.record("read-only file system", tries=1, recovery_seconds=work.all_done())
+
+
+@pytest.mark.parametrize("what", ["too many open files", "out of memory"])
+def test_a_worker_with_little_left(what: str, host: Host, long: bool) -> None:
+    """The limit comes amid a job, and goes after its end."""
+    limit = resource.RLIMIT_NOFILE if what == "too many open files" else resource.RLIMIT_AS
+    tries = 0
+    for room in range(0, 24, 1 if long else 12):
+        if room:
+            shutil.rmtree(host.root / "var")
+            (host.base / "go").unlink()
+            (host.base / "runs").unlink()
+            (host.base / "t-1.out").unlink()
+        work = Work(host)
+        used = len(os.listdir(f"/proc/{work.worker.pid}/fd"))
+        if limit == resource.RLIMIT_AS:
+            used = int(Path(f"/proc/{work.worker.pid}/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        more = room * 16384 if limit == resource.RLIMIT_AS else room
+        before = resource.prlimit(work.worker.pid, limit)
+        resource.prlimit(work.worker.pid, limit, (used + more, before[1]))
+        work.go.touch()
+        time.sleep(1.2)
+        states = host.states()
+        assert set(states) == {"job_0", "job_1"}
+        tries += 1
+        if work.worker.poll() is None:
+            resource.prlimit(work.worker.pid, limit, before)
+            work.all_done()
+            work.ran_once()
+            host.processes.remove(work.worker)
+            work.worker.terminate()
+            assert work.worker.wait(30) == 0
+        else:
+            # It ended, saying why: then its supervisor starts it anew.
+            assert re.search("^sagequeue: .*; (free|raise) some", host.said(), re.M), host.said()
+            host.work_off()
+            work.all_done()
+    ledger.record(what, tries=tries)
+
+
+def _memory_group(name: str, limit: int) -> tuple[Path, list[Path]]:
+    """Make a control group with a limit on memory; skip the test where that can't be."""
+    for root, file in (("/sys/fs/cgroup", "memory.max"), ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")):
+        group = Path(root) / name
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        if (group / file).exists():
+            (group / file).write_text(str(limit), encoding="ascii")
+            return group, [group]
+        group.rmdir()
+    pytest.skip("no control group with a limit on memory can be made here")
+
+
+@pytest.mark.parametrize("victim", ["job", "worker"])
+def test_the_kernel_kills_for_want_of_memory(victim: str, host: Host) -> None:
+    """In a control group that a job's first run has no room in."""
+    group, _made = _memory_group(f"sagequeue-test-{os.getpid()}", 96 << 20)
+    try:
+        runs = host.base / "runs"
+        host.script(
+            f'echo run >>"{runs}"\n[ "$(grep -c run "{runs}")" -gt 1 ] && exit 0\n'
+            f"exec {sys.executable} -c 'import time; time.sleep(0.5); held = bytearray(200 << 20); held[:] = bytes(200 << 20)'\n"
+        )
+        host.define(attempts=3)
+        host.put("pending", "job_0")
+        with open(host.base / "t-1.out", "ab") as output:
+            worker = subprocess.Popen(
+                ["sh", "-c", f'echo $$ >"{group}/cgroup.procs" && exec "$@"', "sh", sys.executable, str(host.program), "worker", "t-1"],
+                env=host.environment,
+                stdout=output,
+                stderr=output,
+            )
+        host.processes.append(worker)
+        wait_for(runs.exists)
+        if victim == "worker":
+            Path(f"/proc/{worker.pid}/oom_score_adj").write_text("1000", encoding="ascii")
+            assert worker.wait(30) == -signal.SIGKILL
+            began = time.monotonic()
+            host.worker()
+        wait_for(lambda: host.states()["job_0"] == "done")
+        (first, last) = host.history()
+        assert last["result"] == "done"
+        if victim == "worker":
+            assert first["reason"] == "orphan", first
+            ledger.record("out of memory", tries=1, recovery_seconds=time.monotonic() - began)
+        else:
+            assert (first["reason"], worker.poll()) == ("out_of_memory", None), first
+            ledger.record("out of memory", tries=1)
+    finally:
+        host.close()
+        for _attempt in range(50):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+                break
+            time.sleep(0.1)
+
+
+# ---- logs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_prints_a_gigabyte(host: Host) -> None:
+    host.script("head -c 1000000000 /dev/zero\necho the end\n")
+    host.define(log_size="1M", log_keep=2)
+    host.put("pending", "job_0")
+    began = time.monotonic()
+    host.work_off()
+    seconds = time.monotonic() - began
+    assert host.states() == {"job_0": "done"}
+    logs = sorted((host.root / "var" / "t" / "log").iterdir())
+    assert [path.name for path in logs] == ["job_0.log", "job_0.log.1", "job_0.log.2"]
+    assert all(path.stat().st_size <= 1 << 20 for path in logs), [path.stat().st_size for path in logs]
+    assert "the end" in host.log("job_0")
+    # 2 s on an idle machine.
+    assert seconds < 30
+    ledger.record("log that fills the disk", tries=1)
+
+
+@pytest.mark.parametrize("room", ["while it runs", "after its end"])
+def test_a_log_that_fills_the_disk(room: str, tmp_path: Path, program: Path) -> None:
+    """It doesn't end the job. Somebody makes room later."""
+    with _short("tmpfs", tmp_path, program) as short:
+        go, printed = tmp_path / "go", tmp_path / "printed"
+        short.host.script(f"head -c 100000000 /dev/zero\n: >{printed}\nwhile [ ! -e {go} ]; do sleep 0.05; done\necho more\n")
+        short.host.define(log_size=0)
+        short.host.put("pending", "job_0")
+        short.host.worker()
+        wait_for(printed.exists)
+        assert "job_0.log can't be written (No space left on device)" in short.host.said()
+        log = short.host.root / "var" / "t" / "log" / "job_0.log"
+        if room == "while it runs":
+            os.truncate(log, 0)
+        go.touch()
+        if room == "after its end":
+            wait_for(lambda: "can't be recorded" in short.host.said())
+            assert short.host.states() == {"job_0": "running"}
+            os.truncate(log, 0)
+        began = time.monotonic()
+        wait_for(lambda: short.host.states() == {"job_0": "done"})
+        if room == "while it runs":
+            assert re.search(r"\] [0-9]+ bytes of this log are missing here: No space left on device\nmore\n", short.host.log("job_0"))
+        ledger.record("log that fills the disk", tries=1, recovery_seconds=time.monotonic() - began)
+
+
+def test_the_module_on_a_full_disk(tmp_path: Path, program: Path) -> None:
+    with _short("ext4", tmp_path, program) as short:
+        short.host.define(stride=300)
+        short.space.leave(0)
+        words = f"jobset=t root={short.host.root} offsets={','.join(map(str, range(300)))}"
+        command = ["ansible", "localhost", "-m", "sagequeue.batch.queue_enqueue", "-a", words]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        said = done.stdout + done.stderr
+        assert done.returncode != 0 and "FAILED" in said, said
+        assert "jobset t: can't enqueue, nothing was enqueued: " in said and "No space left on device; free some space" in said, said
+        assert "Traceback" not in said, said
+        assert short.host.states() == {}
+        ledger.record("disk full", tries=1)
