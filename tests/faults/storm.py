@@ -93,10 +93,17 @@ class Storm:
                 if words and os.WIFEXITED(status) and os.WEXITSTATUS(status):
                     self.event("failed", words=words, status=os.WEXITSTATUS(status))
 
+    def records(self) -> list[dict[str, str]]:
+        """Return the owner records that are there."""
+        return [record for record in (self.queue.owner_of(name) for name in self.queue.recorded()) if record]
+
     def strike(self) -> None:
-        """Kill one of the workers, or of the others, now and then with SIGTERM instead of SIGKILL."""
+        """Kill one of the workers, half the time one that holds a job, or of the others; now and then with SIGTERM, not SIGKILL."""
         kind = self.dice.choices(("worker", "recover", sys.argv[1]), (18, 2, 1))[0]
         struck = [pid for pid, words in self.alive.items() if words[1] == kind]
+        if kind == "worker" and self.dice.random() < 0.5:
+            holders = {record.get("OWNER_PID") for record in self.records()}
+            struck = [pid for pid in struck if str(pid) in holders] or struck
         if struck:
             pid = self.dice.choice(struck)
             number = signal.SIGKILL if self.dice.random() < 0.9 else signal.SIGTERM
@@ -114,23 +121,25 @@ class Storm:
 
     def run(self) -> int:
         config, program = self.config, self.config["program"]
-        self.event("boot", left=[owner.parse(self.queue._read_file("running", f"{name}.env.owner")) for name in self.queue.recorded()])
+        self.event("boot", left=self.records())
         for number in range(config["workers"]):
             self.start([program, "worker", f"t-{number}"])
-        for every in (0.1, 0.2, 0.3):
+        for every in (0.2, 0.3, 0.4):
             self.start([program, "recover", "t", "--every", str(every)])
         for which in (0, 1):
             self.start([__file__, sys.argv[1], "enqueue", str(which)])
         began = time.monotonic()
         kill_at, gate_at, look_at = began, began + 1, began
-        done, hours = 0, 0
+        done, hours, struck = 0, 0, 0
         while done < config["jobs"]:
             now = time.monotonic()
             self.reap(True)
             for entry in [entry for entry in self.again if entry[0] <= now]:
                 self.again.remove(entry)
                 self.start(entry[1])
-            if now >= kill_at:
+            # No more than one kill for so many jobs done: on a busy machine none would be left to start anew.
+            if now >= kill_at and done + 50 >= config["jobs_per_kill"] * struck:
+                struck += 1
                 self.strike()
                 kill_at = now + self.dice.expovariate(1 / config["kill_every"])
             if now >= gate_at:
