@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, jobset, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
@@ -31,7 +31,8 @@ from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait
 ODD = {"X": 'it\'s $(touch pwned) "ü" `x`; *', "EMPTY": ""}
 NEW = {"X": "another", "Z": "1"}
 MALFORMED = "this is no job\n"
-BATCH = 24
+# Jobs that are enqueued as files each; here a batch has from LEAST jobs on, and CHUNK of them become files at a time.
+BATCH, LEAST, CHUNK = 24, 30, 8
 GATE = "STOP requested by a test"
 OK = {"REASON": "ok", "ATTEMPTS": "1", "EXIT_STATUS": "0"}
 BAD = {"REASON": "exit_status", "DETAIL": "exit status 3", "ATTEMPTS": "3", "EXIT_STATUS": "3"}
@@ -172,6 +173,24 @@ def _closed(world: World, acknowledged: bool) -> bool:
 
 
 _ENQUEUED = [f"new{number}" for number in range(BATCH)]
+_BATCHED = [f"new{number}" for number in range(4 * CHUNK)]
+
+
+def _batched(world: World, finished: int = 0) -> None:
+    """Enqueue jobs as one batch, with nothing else pending; and finish some of them."""
+    with Queue(world.layout, world.jobset) as queue:
+        queue.remove(["waits"])
+        queue.enqueue([(name, NEW) for name in _BATCHED])
+        assert len(os.listdir(world.layout.batches)) == 1
+        holder = owner.Holder(world.layout.workers, "earlier")
+        for _job in range(finished):
+            claim = queue.claim(holder)
+            assert claim
+            queue.finish(claim, "done", OK)
+        holder.release()
+
+
+_WAITS: dict[str, Places] = {"waits": {"absent": None}, **{name: {"pending": NEW} for name in _BATCHED}}
 
 OPERATIONS: dict[str, Operation] = {
     "enqueue one": Operation(
@@ -227,6 +246,31 @@ OPERATIONS: dict[str, Operation] = {
     "remove": Operation(
         run=lambda queue, _began: queue.remove(["waits", "old"]),
         after={"waits": {"absent": None}, "old": {"absent": None}},
+    ),
+    "enqueue many as one file": Operation(
+        run=lambda queue, _began: queue.enqueue([(name, NEW) for name in _BATCHED]),
+        before={name: {"absent": None} for name in _BATCHED},
+        after={name: {"pending": NEW} for name in _BATCHED},
+    ),
+    "claim from a batch": Operation(run=lambda queue, began: queue.claim(*began), begin=_holder, prepare=_batched, before=_WAITS),
+    "claim the last of a batch": Operation(
+        run=lambda queue, began: queue.claim(*began),
+        begin=_holder,
+        prepare=lambda world: _batched(world, 3 * CHUNK),
+        before={**_WAITS, **{name: {"done": NEW} for name in _BATCHED[: 3 * CHUNK]}},
+        holds=lambda world, acknowledged: not acknowledged or os.listdir(world.layout.batches) == [],
+    ),
+    "remove from a batch": Operation(
+        run=lambda queue, _began: queue.remove(["new3", "new20"]),
+        prepare=_batched,
+        before=_WAITS,
+        after={"new3": {"absent": None}, "new20": {"absent": None}},
+    ),
+    "remove all of a batch": Operation(
+        run=lambda queue, _began: queue.remove(None, ["pending"]),
+        prepare=lambda world: _batched(world, 3),
+        before={**_WAITS, **{name: {"done": NEW} for name in _BATCHED[:3]}},
+        after={name: {"absent": None} for name in _BATCHED[3:]},
     ),
     "close the gate": Operation(run=lambda queue, _began: queue.close_gate("test"), holds=_closed),
     "open the gate": Operation(
@@ -329,6 +373,10 @@ def violations(world: World, operation: Operation, acknowledged: bool, cut: bool
                 found.setdefault(entry[: -len(job.SUFFIX)], []).append(state)
             elif entry != "live.env.owner" or not world.live:
                 found.setdefault(f"(left over: {state}/{entry})", []).append("")
+    with Queue(world.layout, world.jobset) as queue:
+        waiting = dict(queue.batched())
+    for name in waiting:
+        found.setdefault(name, []).append("pending")
     lost = doubled = 0
     wrong = [f"{name} in {states} is nothing that was ever enqueued" for name, states in found.items() if name not in expected]
     for name, places in expected.items():
@@ -345,7 +393,7 @@ def violations(world: World, operation: Operation, acknowledged: bool, cut: bool
         if places[state] is None:
             continue
         try:
-            values = job.parse(world.host.path(state, name).read_bytes())
+            values = waiting[name] if name in waiting else job.parse(world.host.path(state, name).read_bytes())
         except job.MalformedJob as exc:
             lost += 1
             wrong.append(f"{name} can't be read: {exc}")
@@ -356,7 +404,7 @@ def violations(world: World, operation: Operation, acknowledged: bool, cut: bool
         if state in ("done", "failed") and (values.get("RESULT") != state or "REASON" not in values or "ATTEMPTS" not in values):
             lost += 1
             wrong.append(f"{name} is {state} without its result: {values}")
-        if world.host.path(state, name).stat().st_nlink != 1:
+        if name not in waiting and world.host.path(state, name).stat().st_nlink != 1:
             wrong.append(f"{name} has a second name")
     locks = [lock for lock in os.listdir(world.layout.workers) if not (world.holder and lock == world.holder.lock)]
     wrong += [f"the lock {lock} is left over" for lock in locks]
@@ -393,7 +441,7 @@ def work_off(world: World) -> list[str]:
 
 
 @pytest.fixture
-def world(tmp_path_factory: pytest.TempPathFactory, program: Path) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, program: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A queue in memory where that is possible: its calls are the same, and there are thousands of tries."""
     if not shutil.which("strace"):
         pytest.skip("strace is not installed")
@@ -402,6 +450,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, program: Path) -> Iterator[W
         base.mkdir(mode=0o700)
     except OSError:
         base = tmp_path_factory.mktemp("world")
+    monkeypatch.setattr(batch, "LEAST", LEAST)
+    monkeypatch.setattr(batch, "CHUNK", CHUNK)
+    monkeypatch.setattr(batch.Batch.next, "__defaults__", (CHUNK,))
     host = Host(base, program)
     made = World(host)
     try:
