@@ -105,6 +105,7 @@ class Queue:
         self.jobset = jobset
         self.refused: dict[str, str] = {}
         self._names: deque[str] = deque()
+        self._bad_batches: set[str] = set()
         self._seen = (-1, 0.0)
         self._logged = ""
         self._stuck: Claim | None = None
@@ -620,7 +621,11 @@ class Queue:
                     except FileNotFoundError:
                         continue
                     with one:
-                        self._issue(one)
+                        try:
+                            self._issue(one)
+                        except MalformedJob as exc:
+                            self.refused[f"batches/{one.name}{batch.SUFFIX}"] = str(exc)
+                            self._bad_batches.add(one.id)
         # A folder changed twice within one tick of its clock looks unchanged: trust only a time that has passed.
         self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
 
@@ -630,11 +635,37 @@ class Queue:
         for one in self._batches():
             with one:
                 try:
-                    jobs, _cursor = one.next()
-                    places.append((one.place + one.issued * 1000 - (_ahead(jobs[0][1]) if jobs else 0), one.name))
+                    jobs, _cursor = one.next(1)
                 except MalformedJob as exc:
                     self.refused[f"batches/{one.name}{batch.SUFFIX}"] = str(exc)
+                    continue
+                if one.id not in self._bad_batches:
+                    places.append((one.place + one.issued * 1000 - (_ahead(jobs[0][1]) if jobs else 0), one.name))
         return min(places, default=None)
+
+    def look(self) -> bool:
+        """Tell whether there may be something to claim: the gate is open, and a job is pending."""
+        if self._stuck:
+            return True
+        if os.path.lexists(self.jobset.gate):
+            return False
+        if not self._names:
+            self._next_names()
+        return bool(self._names)
+
+    def arm(self) -> bool:
+        """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""
+        folder, events = os.path.join(self.layout.queue, "pending"), fcntl.DN_CREATE | fcntl.DN_RENAME | fcntl.DN_ATTRIB
+        if os.path.lexists(self.jobset.gate):
+            folder, events = os.path.dirname(self.jobset.gate), fcntl.DN_DELETE | fcntl.DN_RENAME
+        try:
+            # A descriptor of its own: to close any duplicate of it, as listing a folder does, would end the watch.
+            if folder not in self._fds:
+                self._fds[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.fcntl(self._fds[folder], fcntl.F_NOTIFY, events)
+        except OSError:
+            return False
+        return True
 
     def claim(self, holder: owner.Holder) -> Claim | None:
         """Take the next job, pending -> running; None if the gate is closed or nothing is pending.
@@ -644,12 +675,12 @@ class Queue:
         """
         if self._stuck:
             self._let_go(self._stuck)
-        if os.path.lexists(self.jobset.gate):
-            return None
-        if not self._names:
-            self._next_names()
-        while self._names:
+        self.look()
+        while self._names and not os.path.lexists(self.jobset.gate):
             name = self._names.popleft()
+            if not os.access(name + SUFFIX, os.F_OK, dir_fd=self._fds["pending"], follow_symlinks=False):
+                # Somebody else was faster.
+                continue
             claim = os.urandom(16).hex()
             # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
             self._stuck = Claim(name, claim, {})

@@ -22,9 +22,11 @@ from .queue import Claim, Queue
 from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
 
-# Seconds: how often an idle worker looks, how long it trusts that the runner is ready, how often a running job's memory
-# is read, how long it waits before it tries again what failed for want of a container, of disk or the like.
+# Seconds: how often an idle worker looks where the kernel does not tell it of news, and where it does; how long it trusts that the
+# runner is ready, how often a running job's memory is read, how long it waits before it tries again what failed for want of a
+# container, of disk or the like.
 _IDLE = 0.1
+_ARMED = 2.0
 _READY = 5.0
 _SAMPLE = 5.0
 _AGAIN = 5.0
@@ -95,10 +97,11 @@ class Worker:
         # A handler is needed for a signal to be written to the pipe that _sleep watches.
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.signal(signal.SIGIO, lambda _number, _frame: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.log(f"worker {self.name} starts")
-        recovered = False
+        recovered = armed = False
         while not self._stopping:
             if _stamp(self._program[0]) != self._program[1]:
                 self.log("the program was replaced; starting anew")
@@ -108,8 +111,10 @@ class Worker:
                 if not recovered:
                     recover(self.queue, self.runner, self.name, log=self.log)
                     recovered = True
-                self._make_ready()
-                claim = self.queue.claim(self.holder)
+                claim = None
+                if self.queue.look():
+                    self._make_ready()
+                    claim = self.queue.claim(self.holder)
             except (OSError, MemoryError, QueueError) as exc:
                 self._say(f"waiting: {explain(exc, self.layout.base)}")
                 self._sleep(_AGAIN)
@@ -122,8 +127,13 @@ class Worker:
                 self._work(claim)
             elif self.until_idle:
                 break
+            elif not armed:
+                # And look once more: something may have come in between.
+                armed = self.queue.arm()
+                self._sleep(0 if armed else _IDLE)
             else:
-                self._sleep(_IDLE)
+                self._sleep(_ARMED)
+                armed = False
         self.log(f"worker {self.name} stops" + (f" ({self._stopping})" if self._stopping else ""))
         self.holder.release()
         self.queue.close()
