@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import LostClaim, MalformedJob, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
@@ -556,3 +557,23 @@ def _abandon(queue: Queue) -> None:
             os._exit(0)
     os.waitpid(pid, 0)
     assert queue.locate("a") == "running"
+
+
+@pytest.mark.parametrize("news", ["a job", "a batch", "the gate is opened"])
+def test_the_kernel_tells_of_news(host: Any, news: str) -> None:
+    host.define()
+    queue = host.queue()
+    if news == "the gate is opened":
+        queue.close_gate("test")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+    try:
+        assert queue.arm() and not queue.look()
+        # Listing the folder, which look has done, leaves the watch in place.
+        assert queue.entries("pending") == [] and signal.sigtimedwait([signal.SIGIO], 0) is None
+        if news == "the gate is opened":
+            queue.open_gate()
+        else:
+            queue.enqueue(many(1 if news == "a job" else batch.LEAST))
+        assert signal.sigtimedwait([signal.SIGIO], 10)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
