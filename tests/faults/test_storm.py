@@ -304,6 +304,7 @@ def test_storm_where_pids_come_again(host: Host, long: bool) -> None:
     reused = sum(later.get(pid, 0.0) > when for pid, when in dead)
     assert reused, "no pid of a dead worker came again"
     tries = Counter({"job pids that came again": pids.total() - len(pids), "pids of dead workers that came again": reused})
+    tries["before the job was recovered"] = sum("is now another program" in line.get("detail", "") for line in host.history())
     storm.check("storm: the same where pids come again", tries, ["kills"])
 
 
