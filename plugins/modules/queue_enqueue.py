@@ -121,7 +121,7 @@ def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     jobs: batch.Lines | list[tuple[str, dict[str, str]]]
     if options["jobs_file"]:
         try:
-            with open(options["jobs_file"], encoding="utf-8") as file:
+            with open(options["jobs_file"], encoding="utf-8", newline="\n") as file:
                 jobs = batch.listed(file.read())
         except UnicodeDecodeError as exc:
             raise QueueError(f"{options['jobs_file']} is not UTF-8; nothing was enqueued") from exc
