@@ -398,3 +398,23 @@ def test_a_worker_killed_while_it_starts_a_job(host: Host, long: bool) -> None:
         overlapped += found.count("overlap")
         lost += found[-1] != "end"
     ledger.record("a worker killed between fork and exec of its job", tries=len(tries), lost=lost, overlapped=overlapped)
+
+
+def test_a_gate_closed_while_a_job_is_claimed(host: Host) -> None:
+    """A claimer that saw the gate open looks once more when it has the job. strace holds it in between."""
+    if not shutil.which("strace"):
+        pytest.skip("strace is not installed")
+    host.script("touch ran\n")
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    delay = ["-e", "trace=renameat", "-e", "inject=renameat:delay_enter=1500000:when=1"]
+    command = ["strace", "-f", "-o", "/dev/null", *delay, sys.executable, str(host.program), "worker", "t-1", "--until-idle"]
+    with subprocess.Popen(command, env=host.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tracer:
+        wait_for(host.owners)
+        assert queue.close_gate("the test") and host.states() == {"a": "pending"}, "too late"
+        assert tracer.wait(30) == 0
+    values = host.values("a")
+    assert (values["REASON"], values["DETAIL"]) == ("gate", "the gate was closed while it was claimed")
+    ledger.record("the gate closed while a job is claimed", tries=1, lost=int(host.states() != {"a": "pending"}))
+    assert not (host.work / "ran").exists()
