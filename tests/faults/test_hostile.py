@@ -275,6 +275,15 @@ def test_in_place_of_the_queues_own_files(guarded: Host, kind: str, long: bool) 
     answers = operate(host)
     assert "queue.lock" in answers["enqueue"] and "queue.lock" in answers["remove"], answers
     assert host.path("pending", "good").exists()
+    # A worker says what it waits for, and can be stopped.
+    worker = start(host, "worker", "t-1")
+    assert worker.stdout
+    signal.signal(signal.SIGALRM, lambda _number, _frame: worker.kill())
+    signal.alarm(SECONDS)
+    line = next(line for line in worker.stdout if "waiting: " in line)
+    assert "queue.lock" in line and "refused" in line
+    worker.terminate()
+    said(worker)
     target.check()
     # A gate that can't be read is a closed one; to open it is to take it away, which follows nothing.
     assert [path for path in places if identity_or_none(path) != before[path]] in ([], [places[3]])
