@@ -92,11 +92,20 @@ def shows(text: str) -> bool:
     return any(mark in text for mark in ("canary-4f1d9c", *coded))
 
 
-def ansible(folder: Path, playbook: str, **variables: Any) -> str:
+def traced(base: Path) -> list[str]:
+    """Return what to put before a command so that each command line that it ever makes, however short its life, is kept."""
+    words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=execve", "-s", "100000", "-A", "-o", str(base / "execve")]
+    # Not everywhere may a process be traced.
+    usable = shutil.which("strace") and subprocess.run([*words, "true"], capture_output=True).returncode == 0
+    return words if usable else []
+
+
+def ansible(folder: Path, playbook: str, trace: list[str], **variables: Any) -> str:
     """Run a playbook with -vvv and --diff, and return all that it said, its log included."""
-    shutil.rmtree(folder / "log", ignore_errors=True)
+    (folder / "log").unlink(missing_ok=True)
     done = subprocess.run(
         [
+            *trace,
             *(str(Path(sys.executable).with_name("ansible-playbook")), "-vvv", "--diff", "--inventory", str(folder / "inventory")),
             *("--vault-password-file", str(folder / "password"), "--extra-vars", json.dumps(variables), playbook),
         ],
@@ -160,17 +169,22 @@ def test_only_the_job_sees_a_secret(program: Path, watch: Watch, long: bool) -> 
         plays = [str(folder / "playbook.yml")]
         if long:
             plays = [str(REPOSITORY / "playbooks" / f"{name}.yml") for name in ("setup", "enqueue")]
-        said = [ansible(folder, play, jobset="t") for play in plays]
+        # A tracer would wait for supervisord's end.
+        trace = [] if long else traced(base)
+        said = [ansible(folder, play, trace, jobset="t") for play in plays]
         if long:
             wait_for(lambda: host.path("done", "t_off0").exists(), 60)
             names = "progress status logs journal diag retry_failed request_stop clear_stop restart setup stop"
-            said += [ansible(folder, str(REPOSITORY / "playbooks" / f"{name}.yml"), jobset="t") for name in names.split()]
+            said += [ansible(folder, str(REPOSITORY / "playbooks" / f"{name}.yml"), [], jobset="t") for name in names.split()]
             # A change of a secret's value alone is carried out, and shown without it.
             vault(folder, PLAIN + "2")
-            said.append(ansible(folder, str(REPOSITORY / "playbooks/setup.yml"), jobset="t"))
+            said.append(ansible(folder, str(REPOSITORY / "playbooks/setup.yml"), [], jobset="t"))
             assert "the value of an environment variable or a secret" in said[-1]
         else:
-            said.append(host.work_off())
+            words = [*trace, sys.executable, str(host.program), "worker", "t-1", "--until-idle"]
+            done = subprocess.run(words, env=host.environment, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            said.append(done.stdout + done.stderr)
         assert (host.work / "got").read_text() == f"{PLAIN}\n{WILD}"
         definition = host.root / "etc" / "jobsets" / "t.json"
         assert shows(definition.read_text()) and definition.stat().st_mode & 0o777 == 0o600
@@ -186,6 +200,10 @@ def test_only_the_job_sees_a_secret(program: Path, watch: Watch, long: bool) -> 
         ledger.record("secret looked for in output of Ansible (-vvv --diff), workers and progress", tries=len(said))
         ledger.record("secret looked for in all files but the definition", tries=len(files))
         ledger.record("secret looked for in the process list", tries=watch.looks)
+        if trace:
+            started = (base / "execve").read_text().splitlines()
+            assert [line for line in started if SEEN_ARGUMENT in line] and not [line for line in started if shows(line)]
+            ledger.record("secret looked for in every command line ever made (strace)", tries=len(started))
     finally:
         if supervisor.exists():
             os.kill(int(supervisor.read_text()), signal.SIGTERM)
