@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from ansible_collections.sagequeue.batch.tests.faults.operations import (
     work_off,
     world,  # noqa: F401
 )
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 
 # Without --long only calls that change something, or wait for a lock: in between, a kill leaves the same files behind.
 _CHANGING = ["link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "write", "pwrite64", "writev"]
@@ -79,3 +82,27 @@ def test_kill_at_every_system_call(world: World, long: bool, tmp_path: Path, nam
     assert not wrong or lost or doubled, wrong
     print("\n".join(wrong))
     ledger.record(f"kill at every system call: {name}", tries=tries, lost=lost, doubled=doubled)
+
+
+@pytest.mark.parametrize("name", ["claim", "finish ok", "finish failed"])
+def test_recovery_at_every_system_call_of_one_who_lives(world: World, long: bool, tmp_path: Path, name: str) -> None:  # noqa: F811
+    """The process is stopped there, and goes on when a recovery has looked at what it holds: that must leave it alone."""
+    operation = OPERATIONS[name]
+    tries = overlapped = 0
+    for call, number in _points(world, operation, long, tmp_path / "trace"):
+        world.fill(operation, live=True)
+        victim = Victim(world, operation)
+        victim.begin()
+        stopped = tmp_path / f"{call}.{number}"
+        with strace(victim.pid, "-o", str(stopped), "-e", f"trace={call}", "-e", f"inject={call}:signal=STOP:when={number}"):
+            victim.run()
+            wait_for(lambda: "stopped by SIGSTOP" in stopped.read_text(encoding="utf-8"))  # noqa: B023
+            with Queue(world.layout, world.jobset) as queue:
+                changes = recover(queue, make(world.layout, world.jobset))
+            os.kill(victim.pid, signal.SIGCONT)
+            assert victim.end() == (False, True), f"stopped before call {number} of {call}"
+        tries += 1
+        moved = [change for change in changes if change.new_state != "running"]
+        print(*(f"stopped before call {number} of {call}: {change}" for change in moved), sep="\n")
+        overlapped += len(moved)
+    ledger.record(f"recovery amid a live owner's {name}", tries=tries, overlapped=overlapped)

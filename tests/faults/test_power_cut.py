@@ -50,7 +50,7 @@ MODELS = ("ordered", "whole renames", "new name first")
 # Up to how many names that may or may not have changed all combinations are tried, and how many of more; both for each moment.
 _ALL, _SOME = 8, 60
 # How many states of one operation and model are tried, without --long and with it.
-_SHORT, _LONG = 50, 4000
+_SHORT, _LONG = 50, 600
 _CALLS = "openat,open,creat,write,pwrite64,writev,link,linkat,rename,renameat,renameat2,unlink,unlinkat"
 _CALLS += ",ftruncate,truncate,fsync,fdatasync,syncfs"
 _WORD = re.compile(r'"((?:[^"\\]|\\.)*)"(\.\.\.)?|(?:AT_FDCWD|\d+)<([^>"]*)>')
