@@ -53,7 +53,8 @@ def enqueue(config: dict[str, Any], which: int) -> None:
             part, mine = mine[:size], mine[size:]
             new = [change.name for change in queue.enqueue(part) if change.old_state is None]
             acknowledged.write("".join(f"{name}\n" for name in new).encode())
-            time.sleep(size * config["pace"])
+            # Whoever was killed and begins again is soon where it was.
+            time.sleep(len(new) * config["pace"])
 
 
 class Storm:

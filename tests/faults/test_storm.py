@@ -279,7 +279,7 @@ def namespace(*before: str) -> list[str]:
 
 def test_storm(host: Host, long: bool) -> None:
     """Workers and recoverers are killed at random."""
-    storm = Storm(host, 20000 if long else 500, 16 if long else 8, pace=0.009 if long else 0.004)
+    storm = Storm(host, 20000 if long else 400, 16 if long else 8, pace=0.009 if long else 0.004)
     assert storm.rage() == 0
     storm.check("storm: workers killed at random", Counter(), ["kills"])
 
@@ -291,7 +291,7 @@ def test_storm_where_pids_come_again(host: Host, long: bool) -> None:
     version = tuple(int(part) for part in re.findall(r"[0-9]+", platform.release())[:2])
     # Since 6.14 a pid namespace has a kernel.pid_max of its own. Older kernels only let it set where to go on.
     again = {"pid_max": 420 if long else 400} if version >= (6, 14) and not os.environ.get("STORM_LAST_PID") else {"last_pid": 300}
-    storm = Storm(host, 4000 if long else 300, 16 if long else 8, **again)
+    storm = Storm(host, 4000 if long else 240, 16 if long else 8, **again)
     assert storm.rage(*namespace()) == 0
     assert machine.read_text() == before
     runs, _overlapped = storm.runs()
@@ -322,7 +322,7 @@ def test_storm_while_the_clock_is_set_back(host: Host, long: bool) -> None:
     clock = host.base / "clock"
     clock.write_bytes(bytes(8))
     environment = {"LD_PRELOAD": str(library), "STORM_CLOCK": str(clock)}
-    storm = Storm(host, 3000 if long else 300, 16 if long else 8, clock=str(clock), environment=environment)
+    storm = Storm(host, 3000 if long else 240, 16 if long else 8, clock=str(clock), environment=environment)
     assert storm.rage() == 0
     # What was put back because of the gate has not begun, and has no end.
     ends = [line["ended_at"] for line in host.history() if "ended_at" in line]
@@ -338,7 +338,7 @@ def test_storm_with_two_boots_in_between(host: Host, long: bool) -> None:
     Process 1 of a pid namespace exits in mid-storm, and the kernel kills the others. This is no power cut: what was written
     but not synced is still there. That has tests of its own.
     """
-    jobs = 3000 if long else 300
+    jobs = 3000 if long else 240
     storm = Storm(host, jobs, 16 if long else 8)
     for boot, crash_at in enumerate((jobs // 3, 2 * jobs // 3, None)):
         identity = host.base / f"boot.{boot}"
