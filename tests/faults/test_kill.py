@@ -31,7 +31,7 @@ from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 _CHANGING = ["link", "linkat", "rename", "renameat", "renameat2", "unlink", "unlinkat", "mkdir", "mkdirat", "write", "pwrite64", "writev"]
 _CHANGING += ["ftruncate", "utimensat", "fchmod", "fsync", "fdatasync", "syncfs", "flock"]
 # Of each kind of call of one operation, without --long.
-_SAMPLE = 8
+_SAMPLE = 4
 
 
 def _points(world: World, operation: Operation, long: bool, trace: Path) -> list[tuple[str, int]]:  # noqa: F811
