@@ -116,6 +116,18 @@ def test_the_token_shows_nowhere(container_host, up):
     assert token not in json.dumps(up.events)
 
 
+def test_a_secret_of_podmans_is_in_the_environment_and_shows_nowhere(container_host, up):
+    container_host.sh("printf c4nary > lic; podman secret create licence lic; rm lic", user="researcher")
+    play = container_host.play("sage_container", sage_container_secrets={"LICENCE_KEY": "licence"})
+    assert play.rc == 0, play.errors
+    assert container_host.podman("exec", "sagemath", "sh", "-c", "echo $LICENCE_KEY") == "c4nary"
+    assert "c4nary" not in container_host.sh("ps axww -o args")
+    assert "c4nary" not in container_host.podman("inspect", "sagemath")
+    assert "c4nary" not in container_host.read(UNIT).decode()
+    assert container_host.play("sage_container").rc == 0
+    assert container_host.podman("exec", "sagemath", "sh", "-c", "echo $LICENCE_KEY") == ""
+
+
 def test_both_sides_write_the_same_files(container_host, up):
     container_host.podman("exec", "sagemath", "sh", "-c", "umask 077; echo inside > /home/sage/notebooks/inside")
     container_host.sh("echo more >> ~/Jupyter/inside; echo outside > ~/Jupyter/outside", user="researcher")
