@@ -66,7 +66,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         known: dict[str, bytes] = {}
-        while not self.over.wait(0.01):
+        while not self.over.wait(0.05):
             self.looks += 1
             for pid in (entry for entry in os.listdir("/proc") if entry.isdigit()):
                 with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
