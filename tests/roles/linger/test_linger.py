@@ -12,14 +12,16 @@ def user(host):
     host.sh(f"id {USER} >/dev/null 2>&1 || useradd -m {USER}")
     yield USER
     host.sh(
-        f"loginctl disable-linger {USER}; loginctl terminate-user {USER} || true; sleep 1;"
+        f"rm -r /etc/systemd/system/user@$(id -u {USER}).service.d; systemctl daemon-reload;"
+        f" loginctl disable-linger {USER}; loginctl terminate-user {USER} || true; sleep 1;"
         f" pkill -KILL -u {USER} || true; userdel -rf {USER}"
     )
 
 
 def test_the_manager_answers_and_a_second_run_changes_nothing(host, user):
     told = host.play("linger", linger_user=user, check=True)
-    assert (told.rc, told.changed) == (0, ["Enable linger for the user", "Start the user's manager"])
+    wanted = ["Enable linger for the user", "Make a folder for settings of the user's manager", "Start the user's manager"]
+    assert (told.rc, told.changed) == (0, wanted)
     assert host.exec("test", "-e", f"/var/lib/systemd/linger/{user}", check=False).returncode
 
     first = host.play("linger", linger_user=user)
