@@ -337,8 +337,12 @@ class Queue:
         place = os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False).st_mtime_ns
         staged = f"{name}.{os.urandom(8).hex()}"
         self._stage(staged, job.render(values))
-        os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
-        os.rename(staged, name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[state])
+        try:
+            os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
+            os.rename(staged, name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[state])
+        except FileNotFoundError as exc:
+            # To a clean-up whose clock was set forward it was an old one. The job itself is still there: try again.
+            raise OSError(errno.ESTALE, "its new file was cleaned away", os.path.join(self.layout.staging, staged)) from exc
 
     def _place(self, staged: str, values: dict[str, str], enqueued: int) -> None:
         """Set a new job's place in pending: its file's mtime, oldest first, PRIORITY before age."""

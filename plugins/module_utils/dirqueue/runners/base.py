@@ -69,21 +69,19 @@ def carried(layout: Layout, job: str, claim: str) -> dict[str, str]:
 
 def carriers(carries: dict[str, str]) -> list[int]:
     """Return the pids of the living processes whose environment, as far as we may read it, has all these variables."""
-    wanted = [f"{key}={value}".encode() for key, value in carries.items()]
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            try:
-                with open(f"/proc/{entry}/environ", "rb") as file:
-                    variables = file.read().split(b"\0")
-            except OSError as exc:
-                # It is gone, or another user's. A shortage says nothing of it: it may be one of those.
-                if is_shortage(exc):
-                    raise
-                continue
-            if all(variable in variables for variable in wanted):
-                found.append(int(entry))
-    return found
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid() and _carries(entry, carries)]
+
+
+def _carries(pid: str, carries: dict[str, str]) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            variables = file.read().split(b"\0")
+    except OSError as exc:
+        # It is gone, or another user's. A shortage says nothing of it: it may be one of those.
+        if is_shortage(exc):
+            raise
+        return False
+    return all(f"{key}={value}".encode() in variables for key, value in carries.items())
 
 
 def session_of(pid: int) -> int:
@@ -99,7 +97,18 @@ def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0
     pids = [pid for pid in carriers(carries) if not spare_session or session_of(pid) != spare_session]
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            try:
+                fd = os.pidfd_open(pid)
+            except AttributeError:
+                # A Python made for an older kernel than Linux 5.3.
+                os.kill(pid, number)
+                continue
+            try:
+                # It may have ended since, and its pid be another's by now. The descriptor stays with the one that is looked at here.
+                if _carries(str(pid), carries):
+                    signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
     return pids
 
 

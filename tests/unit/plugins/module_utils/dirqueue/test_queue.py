@@ -577,3 +577,24 @@ def test_the_kernel_tells_of_news(host: Any, news: str) -> None:
         assert signal.sigtimedwait([signal.SIGIO], 10)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
+
+
+def test_a_result_whose_staged_file_was_cleaned_away_is_tried_again(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    claim = queue.claim(owner.Holder(queue.layout.workers, "t-1"))
+    real = os.utime
+
+    def cleaned(staged: str, **more: Any) -> None:
+        # What a recovery does whose clock was set forward.
+        os.unlink(staged, dir_fd=more["dir_fd"])
+        real(staged, **more)
+
+    monkeypatch.setattr(os, "utime", cleaned)
+    with pytest.raises(OSError, match="its new file was cleaned away"):
+        queue.finish(claim, "done", {"REASON": "ok"})
+    monkeypatch.undo()
+    assert host.states() == {"a": "running"} and host.owners()
+    queue.finish(claim, "done", {"REASON": "ok"})
+    assert host.states() == {"a": "done"}
