@@ -92,6 +92,8 @@ def held(site):
     subprocess.run([HOST, "exec", site.name, "-u", "researcher", "sh", "-c", "cat >~/Jupyter/held.sh"],
                    input=HELD, text=True, check=True)
     site.play("setup", jobset="held")
+    # A host that was kept may have it stopped.
+    site.play("start", jobset="held")
     yield site
     site.play("teardown", jobset="held")
 
@@ -110,7 +112,7 @@ KILLS = {
 def test_kill(held, what, repeat):
     """Two jobs run. What one of them needs is killed; it must run again, by itself, and never twice at once."""
     kill, seconds = KILLS[what]
-    names = [f"{what.replace(' ', '_')}_{repeat}_{number}" for number in range(2)]
+    names = [f"{what.replace(' ', '_')}_{time.time_ns()}_{number}" for number in range(2)]
     # No other job is pending, so nothing else is run first.
     held.sh("cd ~/sagequeue/var/held/queue && " + " && ".join(f"echo OFFSET=0 >pending/{name}.env" for name in names))
 
