@@ -72,7 +72,9 @@ class Worker:
     def _define(self) -> None:
         stamp = _stamp(self._definition[0])
         self.jobset = definitions.load(self.layout.root, self.layout.jobset)
-        self.runner: Runner = make(self.layout, self.jobset)
+        if self._definition[1]:
+            self.runner.close()
+        self.runner: Runner = make(self.layout, self.jobset, self.log)
         # Only now: a definition that can't be read is said to be so before each claim, and none is made under the old one.
         self._definition = (self._definition[0], stamp)
 
@@ -85,9 +87,9 @@ class Worker:
     def _on_signal(self, number: int, _frame: Optional[FrameType]) -> None:
         self._stopping = signal.Signals(number).name
 
-    def _sleep(self, seconds: float, log: Optional[JobLog] = None) -> None:
-        """Wait, until a signal comes, a child ends or a job prints something."""
-        watched = [self._wake_read, *([log.fileno()] if log and log.fileno() >= 0 else [])]
+    def _sleep(self, seconds: float, *more: int) -> None:
+        """Wait, until a signal comes, a child ends or one of more descriptors (-1: none) has something to read."""
+        watched = [self._wake_read, *(fd for fd in more if fd >= 0)]
         if self._wake_read in select.select(watched, [], [], max(0.0, seconds))[0]:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
@@ -135,6 +137,7 @@ class Worker:
                 self._sleep(_ARMED)
                 armed = False
         self.log(f"worker {self.name} stops" + (f" ({self._stopping})" if self._stopping else ""))
+        self.runner.close()
         self.holder.release()
         self.queue.close()
 
@@ -250,7 +253,7 @@ class Worker:
             elif now >= sample:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
-            self._sleep(min(deadline, sample) - time.monotonic(), log)
+            self._sleep(min(deadline, sample) - time.monotonic(), log.fileno(), running.fileno)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:

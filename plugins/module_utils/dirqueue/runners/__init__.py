@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Callable
+
 from ..jobset import Jobset
 from ..layout import Layout
 from .base import Command, Outcome, Runner, Running, carried, identity
@@ -21,6 +23,6 @@ _RUNNERS: dict[str, type[Runner]] = {
 }
 
 
-def make(layout: Layout, jobset: Jobset) -> Runner:
+def make(layout: Layout, jobset: Jobset, log: Callable[[str], None] = lambda _text: None) -> Runner:
     """Return the runner of a jobset."""
-    return _RUNNERS[jobset.runner](layout, jobset)
+    return _RUNNERS[jobset.runner](layout, jobset, log)

@@ -14,8 +14,9 @@ import os
 import signal
 import subprocess
 import time
-from typing import NamedTuple, Optional
+from typing import Callable, NamedTuple, Optional
 
+from .. import owner
 from ..errors import NotReady, is_shortage
 from ..jobset import Jobset
 from ..layout import Layout
@@ -41,12 +42,19 @@ class Outcome(NamedTuple):
 
 
 class Running:
-    """A command that was started. token says in which surroundings, see Runner.ready."""
+    """A command that was started. token says in which surroundings, see Runner.ready.
 
-    def __init__(self, process: subprocess.Popen[bytes], carries: dict[str, str], token: str) -> None:
+    process is what was started here, None if something else has started the command; then fileno is a descriptor on
+    which to wait for news of it.
+    """
+
+    def __init__(self, process: Optional[subprocess.Popen[bytes]], carries: dict[str, str], token: str) -> None:
         self.process = process
+        # The session of what was started here.
+        self.session = process.pid if process else 0
         self.carries = carries
         self.token = token
+        self.fileno = -1
         self.peak_kib = 0
         self.hidden: list[int] = []
 
@@ -67,12 +75,32 @@ def carried(layout: Layout, job: str, claim: str) -> dict[str, str]:
     return {"SAGEQUEUE_CLAIM": claim} if claim else {key: whole[key] for key in whole if key != "SAGEQUEUE_CLAIM"}
 
 
-def carriers(carries: dict[str, str]) -> list[int]:
-    """Return the pids of the living processes whose environment, as far as we may read it, has all these variables."""
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid() and _carries(entry, carries)]
+def agent_name() -> str:
+    """Return a new name for an agent of this process (see agent.py), which is in the agent's environment."""
+    return " ".join([owner.pid_namespace(), str(os.getpid()), owner.process_start(os.getpid()), os.urandom(8).hex()])
 
 
-def _carries(pid: str, carries: dict[str, str]) -> bool:
+def _left_agent(variables: list[bytes]) -> bool:
+    """Say whether a process is an agent whose worker is gone: it may be about to start what it was told last."""
+    for variable in variables:
+        if variable.startswith(b"SAGEQUEUE_AGENT="):
+            namespace, pid, start = [*os.fsdecode(variable)[16:].split(" "), "", "", ""][:3]
+            return namespace == owner.pid_namespace() and pid.isdecimal() and owner.process_start(int(pid)) != start
+    return False
+
+
+def carriers(carries: dict[str, str], left_agents: bool = False) -> list[int]:
+    """Return the pids of the living processes whose environment, as far as we may read it, has all these variables.
+
+    Args:
+        carries: the variables.
+        left_agents: return the agents of dead workers, too, whatever they carry.
+    """
+    entries = [entry for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
+    return [int(entry) for entry in entries if _carries(entry, carries, left_agents)]
+
+
+def _carries(pid: str, carries: dict[str, str], left_agents: bool) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
@@ -81,7 +109,7 @@ def _carries(pid: str, carries: dict[str, str]) -> bool:
         if is_shortage(exc):
             raise
         return False
-    return all(f"{key}={value}".encode() in variables for key, value in carries.items())
+    return all(f"{key}={value}".encode() in variables for key, value in carries.items()) or (left_agents and _left_agent(variables))
 
 
 def session_of(pid: int) -> int:
@@ -92,9 +120,9 @@ def session_of(pid: int) -> int:
         return 0
 
 
-def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0) -> list[int]:
+def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0, left_agents: bool = False) -> list[int]:
     """Send a signal (0: none) to all that carry these variables, but for one session; return whom."""
-    pids = [pid for pid in carriers(carries) if not spare_session or session_of(pid) != spare_session]
+    pids = [pid for pid in carriers(carries, left_agents) if not spare_session or session_of(pid) != spare_session]
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             try:
@@ -105,7 +133,7 @@ def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0
                 continue
             try:
                 # It may have ended since, and its pid be another's by now. The descriptor stays with the one that is looked at here.
-                if _carries(str(pid), carries):
+                if _carries(str(pid), carries, left_agents):
                     signal.pidfd_send_signal(fd, number)
             finally:
                 os.close(fd)
@@ -113,7 +141,7 @@ def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0
 
 
 def end_carriers(carries: dict[str, str]) -> None:
-    """Kill all that carry these variables, and wait until they are gone.
+    """Kill all that carry these variables, and the agents of dead workers, and wait until they are gone.
 
     Raises:
         NotReady: one stays.
@@ -121,7 +149,7 @@ def end_carriers(carries: dict[str, str]) -> None:
     deadline = time.monotonic() + _KILL_WAIT
     unseen = 0
     while True:
-        pids = signal_carriers(carries, signal.SIGKILL)
+        pids = signal_carriers(carries, signal.SIGKILL, left_agents=True)
         # Amid an execve(2) a process shows no environment for a moment: only what stays unseen is gone.
         unseen = 0 if pids else unseen + 1
         if unseen == 2:
@@ -146,11 +174,16 @@ class Runner:
     Args:
         layout: where the jobset lives.
         jobset: its definition.
+        log: told what an operator may want to know.
     """
 
-    def __init__(self, layout: Layout, jobset: Jobset) -> None:
+    def __init__(self, layout: Layout, jobset: Jobset, log: Callable[[str], None] = lambda _text: None) -> None:
         self.layout = layout
         self.jobset = jobset
+        self.log = log
+
+    def close(self) -> None:
+        """Let go of what was kept for commands to come."""
 
     def ready(self) -> str:
         """Return a token for the surroundings that commands would run in; another token means that they were renewed.
@@ -189,6 +222,7 @@ class Runner:
 
     def reap(self, running: Running) -> Outcome | None:
         """Return how the command ended, None while it runs."""
+        assert running.process
         pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
         if pid == 0:
             return None

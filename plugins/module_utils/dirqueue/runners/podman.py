@@ -14,7 +14,7 @@ from ..jobset import PODMAN_OBEYS
 from .base import Command, Outcome, Runner, Running, carriers, memory_of, session_of
 
 # Seconds after which a podman call that should take a tenth of one is given up.
-_PATIENCE = 60
+PATIENCE = 60
 
 
 def podman(*words: str) -> subprocess.CompletedProcess[str]:
@@ -25,12 +25,12 @@ def podman(*words: str) -> subprocess.CompletedProcess[str]:
     """
     try:
         return subprocess.run(
-            ["podman", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_PATIENCE
+            ["podman", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
         )
     except FileNotFoundError as exc:
         raise NotReady("podman is not installed; run setup, or choose the runner process") from exc
     except subprocess.TimeoutExpired as exc:
-        raise NotReady(f"podman {words[0]} has not answered for {_PATIENCE} s") from exc
+        raise NotReady(f"podman {words[0]} has not answered for {PATIENCE} s") from exc
 
 
 class Podman(Runner):
@@ -57,7 +57,7 @@ class Podman(Runner):
 
     def sample(self, running: Running) -> None:
         """See Runner.sample. The podman client, in its own session, carries the variables, too, and does not count."""
-        pids = [pid for pid in carriers(running.carries) if session_of(pid) != running.process.pid]
+        pids = [pid for pid in carriers(running.carries) if session_of(pid) != running.session]
         running.peak_kib = max(running.peak_kib, memory_of(pids or self._hidden(running)))
 
     def _hidden(self, running: Running) -> list[int]:

@@ -1,7 +1,10 @@
 # Copyright (c) the sagequeue.batch authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runner podman_exec: the command runs in the long-lived container, through podman exec.
+"""Runner podman_exec: the command runs in the long-lived container.
+
+To start it by podman exec takes a tenth of a second. So with its first job a worker starts an agent in the container,
+by podman exec, which then starts its jobs there (see agent.py). Where there can be no agent, podman exec does.
 
 What runs in the container outlives the podman client and gets no signal from it. So it is found by the variables that
 it carries: the container's processes are processes of the host, which a process in the user's rootless namespace
@@ -10,22 +13,152 @@ it carries: the container's processes are processes of the host, which a process
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pkgutil
+import select
 import signal
+import socket
+import subprocess
 import sys
+import time
+from typing import Optional
 
 from ..errors import NotReady
-from .base import Command, Running, end_carriers
-from .podman import Podman, podman
+from .base import Command, Outcome, Running, agent_name, end_carriers
+from .podman import PATIENCE, Podman, podman
+
+# Seconds that an agent gets to say its first word, or a later one, and for how long there is none when one was lost.
+_FIRST = 10.0
+_WORD = 1.0
+_WITHOUT = 600.0
+# Bytes that a job's words and variables may have together to be told to an agent in one message.
+_LARGEST = 100_000
+
+
+class Agent:
+    """An agent in the container, from its worker's side.
+
+    Args:
+        container: the container's name.
+        token: its incarnation, see Runner.ready.
+    Raises:
+        NotReady: there can't be one; says why.
+    """
+
+    def __init__(self, container: str, token: str) -> None:
+        self.token = token
+        self.name = agent_name()
+        self.running: Optional[Delegated] = None
+        self._pings = 0
+        self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with other:
+                text = pkgutil.get_data(__package__, "agent.py")
+                assert text
+                self._channel.send(text)
+                # The socket becomes descriptor 3, the first that podman passes on. Podman need not stay: it would take more
+                # memory than the agent.
+                words = ["exec", "--detach", "--preserve-fds=1", "--env=SAGEQUEUE_AGENT", container]
+                started = subprocess.run(
+                    ["sh", "-c", 'exec podman "$@" 3<&0 0</dev/null', "sh", *words, *_PROGRAM],
+                    stdin=other.fileno(),
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    env={**os.environ, "SAGEQUEUE_AGENT": self.name},
+                    timeout=PATIENCE,
+                )
+            if started.returncode != 0:
+                raise NotReady(started.stderr.strip()[-300:])
+            if self.hear(_FIRST) != b"ready":
+                raise NotReady("its python3 does not run the agent")
+        except (OSError, subprocess.SubprocessError, NotReady) as exc:
+            self.close()
+            raise NotReady(str(exc)) from exc
+
+    def close(self) -> None:
+        """Let go of it: it ends what it runs, and itself."""
+        if self.running:
+            self.running.fileno = -1
+        self._channel.close()
+
+    def hear(self, seconds: float) -> Optional[bytes]:
+        """Return what it says next, nothing if it is lost, None if it is silent for some seconds."""
+        if self._channel.fileno() < 0:
+            return b""
+        if seconds:
+            waiting = select.poll()
+            waiting.register(self._channel, select.POLLIN)
+            waiting.poll(seconds * 1000)
+        try:
+            return self._channel.recv(4096, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def answers(self) -> bool:
+        """Say whether it is there, and not frozen with its container."""
+        self._pings += 1
+        ping = b"ping %d" % self._pings
+        with contextlib.suppress(OSError):
+            self._channel.send(ping, socket.MSG_DONTWAIT)
+            while heard := self.hear(_WORD):
+                if heard == ping:
+                    return True
+        return False
+
+    def start(self, message: bytes, output: int, carries: dict[str, str]) -> Delegated:
+        """Let it start a job.
+
+        Raises:
+            OSError: it has been told nothing.
+        """
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, output.to_bytes(4, sys.byteorder))]
+        self._channel.sendmsg([message], passed, socket.MSG_DONTWAIT)
+        self.running = Delegated(self, carries, self._channel.fileno())
+        return self.running
+
+
+class Delegated(Running):
+    """A command that an agent has been told to start."""
+
+    def __init__(self, agent: Agent, carries: dict[str, str], fileno: int) -> None:
+        super().__init__(None, carries, agent.token)
+        self.agent = agent
+        self.fileno = fileno
+        self.lost = ""
+
+
+# The container's Python, isolated from what jobs give to theirs.
+_PROGRAM = ["python3", "-ISc", "import os; exec(os.read(3, 65536))"]
 
 
 class PodmanExec(Podman):
     """Runs commands in a container that is running already."""
 
     _checked = ""
+    _agent: Optional[Agent] = None
+    # In which incarnation of the container, and until when, there is to be no agent.
+    _without = ("", 0.0)
+    # An agent that may still start a job which nobody wants any more.
+    _given_up = ""
+
+    def close(self) -> None:
+        """See Runner.close."""
+        if self._agent:
+            self._agent.close()
+        self._agent = None
+
+    def _do_without(self, token: str, why: str) -> None:
+        self._without = (token, time.monotonic() + _WITHOUT)
+        self.log(f"jobs are started by podman exec, which takes 0.1 s each: no agent in the container {self.jobset.container} ({why})")
 
     def ready(self) -> str:
-        """See Runner.ready."""
+        """See Runner.ready. An agent that answers stands for its container."""
+        if self._agent and self._agent.token == self._checked and self._agent.answers():
+            return self._checked
         name = self.jobset.container
         inspected = podman("container", "inspect", "--format", "{{.State.Running}} {{.Id}} {{.State.StartedAt}}", name)
         if inspected.returncode != 0:
@@ -50,13 +183,66 @@ class PodmanExec(Podman):
 
     def start(self, command: Command, carries: dict[str, str], token: str) -> Running:
         """See Runner.start."""
+        variables = [f"{name}={value}" for name, value in command.environment.items()]
+        words = [str(len(command.argv)), self.jobset.container_workdir, *command.argv, *variables]
+        message = b"run\0" + b"".join(os.fsencode(word) + b"\0" for word in words)
+        # Once more with a new one, if the one that was there has gone meanwhile.
+        for _try in range(2 if len(message) < _LARGEST else 0):
+            agent = self._agent_in(token)
+            if not agent:
+                break
+            try:
+                return agent.start(message, command.output, carries)
+            except OSError:
+                self.close()
         words = ["podman", "exec", "--workdir", self.jobset.container_workdir]
         return self._start(words, self.jobset.container, command, carries, token)
+
+    def _agent_in(self, token: str) -> Optional[Agent]:
+        if self._agent and self._agent.token != token:
+            self.close()
+        if not self._agent and (self._without[0] != token or time.monotonic() > self._without[1]):
+            try:
+                self._agent = Agent(self.jobset.container, token)
+            except NotReady as exc:
+                self._do_without(token, str(exc))
+        return self._agent
+
+    def reap(self, running: Running) -> Outcome | None:
+        """See Runner.reap."""
+        if not isinstance(running, Delegated):
+            return super().reap(running)
+        heard = running.agent.hear(0)
+        while heard and heard.startswith(b"ping "):
+            heard = running.agent.hear(0)
+        if heard is None:
+            return None
+        words = heard.split()
+        if len(words) == 3 and words[0] == b"ended":
+            running.agent.running = None
+            status = int(words[1])
+            # Of the largest of its processes; at least what the agent itself takes, 10 MB.
+            running.peak_kib = max(running.peak_kib, int(words[2]))
+            # As podman exec has it, for which a shell that says that its command ended by a signal has ended so itself.
+            return self._outcome(running, 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), 0)
+        running.lost = "the agent that had started the job in the container went away"
+        self._give_up(running.agent)
+        return Outcome(None, signal.SIGKILL, running.peak_kib or None)
+
+    def _give_up(self, agent: Agent) -> None:
+        self._given_up = agent.name
+        agent.close()
+        self._agent = None
 
     def why_lost(self, running: Running) -> str:
         """See Runner.why_lost. The script is looked for again."""
         self._checked = ""
-        return super().why_lost(running)
+        lost = super().why_lost(running)
+        if not lost and isinstance(running, Delegated) and running.lost:
+            # Not the container's doing. Whatever it was, the next job shall not suffer from it.
+            lost = running.lost
+            self._do_without(running.token, "it went away")
+        return lost
 
     def _unshared(self, carries: dict[str, str], *words: str) -> list[int]:
         program = [sys.executable, self.layout.program, "carriers", *words]
@@ -68,24 +254,31 @@ class PodmanExec(Podman):
     def _hidden(self, running: Running) -> list[int]:
         if not any(os.path.exists(f"/proc/{pid}") for pid in running.hidden):
             try:
-                running.hidden = self._unshared(running.carries, "--spare-session", str(running.process.pid))
+                running.hidden = self._unshared(running.carries, "--spare-session", str(running.session))
             except NotReady:
                 running.hidden = []
         return running.hidden
 
     def signal(self, running: Running, number: int) -> None:
         """See Runner.signal."""
-        self._unshared(running.carries, "--spare-session", str(running.process.pid), "--signal", str(number))
+        self._unshared(running.carries, "--spare-session", str(running.session), "--signal", str(number))
 
     def end(self, carries: dict[str, str]) -> None:
         """See Runner.end."""
-        # First the client, so that it can't start anything any more; then what it started.
-        end_carriers(carries)
+        if self._agent and self._agent.running:
+            # It may be about to start the job.
+            self._give_up(self._agent)
+        wanted = [{"SAGEQUEUE_AGENT": self._given_up}] if self._given_up else []
+        # First who could still start something: the agent or the client. Then what was started.
+        wanted.append(carries)
+        for one in wanted:
+            end_carriers(one)
         exists = podman("container", "exists", self.jobset.container)
-        if exists.returncode == 1:
-            return
-        inspected = podman("container", "inspect", "--format", "{{.State.Running}}", self.jobset.container)
-        if exists.returncode != 0 or inspected.returncode != 0:
-            raise NotReady(f"podman can't tell whether {self.jobset.container} runs: {(exists.stderr + inspected.stderr).strip()[-300:]}")
-        if inspected.stdout.strip() == "true":
-            self._unshared(carries, "--signal", str(int(signal.SIGKILL)), "--until-gone")
+        if exists.returncode != 1:
+            inspected = podman("container", "inspect", "--format", "{{.State.Running}}", self.jobset.container)
+            if exists.returncode != 0 or inspected.returncode != 0:
+                why = (exists.stderr + inspected.stderr).strip()[-300:]
+                raise NotReady(f"podman can't tell whether {self.jobset.container} runs: {why}")
+            for one in wanted if inspected.stdout.strip() == "true" else []:
+                self._unshared(one, "--signal", str(int(signal.SIGKILL)), "--until-gone")
+        self._given_up = ""

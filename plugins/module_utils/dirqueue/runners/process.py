@@ -46,7 +46,7 @@ class Process(Runner):
     def signal(self, running: Running, number: int) -> None:
         """See Runner.signal."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.process.pid, number)
+            os.killpg(running.session, number)
 
     def end(self, carries: dict[str, str]) -> None:
         """See Runner.end."""

@@ -1,0 +1,119 @@
+# Copyright (c) the sagequeue.batch authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent: a process in the container that starts a worker's jobs there, one at a time.
+
+Runner podman_exec starts it by one podman exec, so that cgroup, capabilities, limits, user and environment are what
+podman exec gives, and jobs inherit them. This text reaches it as the first message on descriptor 3, a socket whose
+other end the worker alone holds. It is run by the container's own Python, 3.7 or newer, and imports nothing of ours.
+
+The worker says "ping N", which is repeated, or "run", with what the job prints into as a descriptor: a number of
+words, then the folder, the words, and the variables besides the agent's own, all ended by NUL. The agent says "ready",
+and when a job has ended "ended STATUS KIB", as wait(2) and getrusage(2) say it. When the socket is closed, the worker
+is gone or has given the agent up: the job is killed, and the agent ends.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+
+# Names this agent, so that it can be found; a job does not get it.
+_SELF = b"SAGEQUEUE_AGENT"
+
+
+def execute(folder: bytes, words: list[bytes], environment: dict[bytes, bytes], output: int) -> None:
+    """Become the job, as podman exec would start it; called in a new process. Does not return."""
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        # Those that Python ignores.
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(folder)
+        os.execvpe(words[0], words, environment)
+    except BaseException as exc:
+        os.write(2, b"the job can't be started: %s\n" % str(exc).encode("utf-8", "backslashreplace"))
+        os._exit(127 if isinstance(exc, FileNotFoundError) else 126)
+
+
+def end(pid: int, claim: bytes) -> None:
+    """Kill a job: its group, and what else carries its claim."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(pid, signal.SIGKILL)
+    for _look in range(100):
+        found = False
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
+                if claim in file.read().split(b"\0"):
+                    os.kill(int(entry), signal.SIGKILL)
+                    found = True
+        if not found:
+            break
+        time.sleep(0.02)
+
+
+def main(channel: socket.socket) -> None:
+    """Serve one worker, until the channel is closed."""
+    # What this process was started with: Python changes os.environ to its taste.
+    with open("/proc/self/environ", "rb") as file:
+        pairs = [pair.partition(b"=") for pair in file.read().split(b"\0") if pair]
+    inherited = {name: value for name, _equals, value in pairs if name != _SELF}
+    channel.set_inheritable(False)
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+    waiting = select.poll()
+    waiting.register(channel, select.POLLIN)
+    waiting.register(woken, select.POLLIN)
+    pid, claim = 0, b""
+    try:
+        channel.send(b"ready")
+        while True:
+            events = dict(waiting.poll())
+            if woken in events:
+                os.read(woken, 4096)
+            if pid:
+                ended, status, usage = os.wait4(pid, os.WNOHANG)
+                if ended:
+                    pid = 0
+                    channel.send(b"ended %d %d" % (status, usage.ru_maxrss))
+            asked = events.get(channel.fileno(), 0)
+            if asked & (select.POLLHUP | select.POLLERR):
+                # Before what may still wait to be read: nobody wants it any more.
+                return
+            if not asked:
+                continue
+            message, ancillary, _flags, _address = channel.recvmsg(1 << 18, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+            outputs = array.array("i", b"".join(data for _level, _kind, data in ancillary))
+            if message.startswith(b"ping "):
+                channel.send(message)
+            elif message.startswith(b"run\0") and outputs and not pid:
+                fields = message.split(b"\0")[1:-1]
+                count = int(fields[0])
+                own = dict((name, value) for name, _equals, value in (pair.partition(b"=") for pair in fields[2 + count :]))
+                claim = b"SAGEQUEUE_CLAIM=" + own[b"SAGEQUEUE_CLAIM"]
+                pid = os.fork()
+                if pid == 0:
+                    execute(fields[1], fields[2 : 2 + count], {**inherited, **own}, outputs[0])
+                os.close(outputs[0])
+            else:
+                return
+    except (OSError, ValueError, LookupError):
+        # Short of something, or not what a worker says: it sees the channel closed, and does without.
+        return
+    finally:
+        if pid:
+            end(pid, claim)
+
+
+if __name__ == "__main__":
+    main(socket.socket(fileno=3))
