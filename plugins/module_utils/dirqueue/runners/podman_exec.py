@@ -24,7 +24,7 @@ import sys
 import time
 from typing import Optional
 
-from ..errors import NotReady
+from ..errors import NotReady, is_shortage
 from .base import Command, Outcome, Running, agent_name, end_carriers
 from .podman import PATIENCE, Podman, podman
 
@@ -44,6 +44,7 @@ class Agent:
         token: its incarnation, see Runner.ready.
     Raises:
         NotReady: there can't be one; says why.
+        OSError: we are short of something.
     """
 
     def __init__(self, container: str, token: str) -> None:
@@ -75,6 +76,8 @@ class Agent:
                 raise NotReady("its python3 does not run the agent")
         except (OSError, subprocess.SubprocessError, NotReady) as exc:
             self.close()
+            if is_shortage(exc):
+                raise
             raise NotReady(str(exc)) from exc
 
     def close(self) -> None:
@@ -115,6 +118,8 @@ class Agent:
         Raises:
             OSError: it has been told nothing.
         """
+        # Who is somebody else in the container may open /dev/stdout there, too.
+        os.fchmod(output, 0o666)
         passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, output.to_bytes(4, sys.byteorder))]
         self._channel.sendmsg([message], passed, socket.MSG_DONTWAIT)
         self.running = Delegated(self, carries, self._channel.fileno())
@@ -157,8 +162,11 @@ class PodmanExec(Podman):
 
     def ready(self) -> str:
         """See Runner.ready. An agent that answers stands for its container."""
-        if self._agent and self._agent.token == self._checked and self._agent.answers():
-            return self._checked
+        if self._agent and self._agent.token == self._checked:
+            if self._agent.answers():
+                return self._checked
+            # It has nothing to do, so there is nothing that it could do later.
+            self.close()
         name = self.jobset.container
         inspected = podman("container", "inspect", "--format", "{{.State.Running}} {{.Id}} {{.State.StartedAt}}", name)
         if inspected.returncode != 0:
