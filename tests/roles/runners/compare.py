@@ -45,11 +45,12 @@ ls -l /proc/$$/ns | sed 's/.*-> //'
 ulimit -a; umask; pwd; readlink /proc/$$/cwd /proc/$$/root; tty
 # Nice value, scheduling, the three ids of a session leader.
 sed 's/.*) //' /proc/$$/stat | { read -r s p g i t tg f a b c d e h j k pr ni rest; echo $pr $ni $((g == $$)) $((i == $$)) $t $tg; }
-readlink /proc/$$/fd/0; ls /proc/$$/fd | grep -vx 10 | tr '\n' ' '; stat -Lc '%F %a' /proc/$$/fd/0
+readlink /proc/$$/fd/0; stat -Lc '%F %a' /proc/$$/fd/0
 """
 
 CASES: dict[str, tuple[list[str], dict[str, str]]] = {
     "inherited": (["sh", "-c", INHERITED], {"JOB_A": "ä 'x' $y\nz", "HOME": "/in", "IMAGE_SAYS": "overridden", "EMPTY": ""}),
+    "descriptors": (["sh", "-c", "ls /proc/$$/fd | grep -vx 10 | tr '\\n' ' '"], {}),
     "output": (["sh", "-c", r"printf 'a\000\377b'; echo err >&2; echo out; echo reopened >/dev/stderr; head -c 300000 /dev/zero"], {}),
     "no input": (["cat"], {}),
     "words": (["printf", "%s|", "", "a b", "$x", "ä", "\n"], {}),

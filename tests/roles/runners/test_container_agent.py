@@ -121,14 +121,18 @@ def test_a_job_is_the_same_by_either_way(box, name):
             # Each says in its own words why it can't start a job.
             assert agent[2] and podman[2]
             agent, podman = agent[:2], podman[:2]
+        if case == "descriptors":
+            # Podman lets some of its own through, now and then.
+            assert agent[2] == "0 1 2 " and podman[2].startswith("0 1 2 ")
+            podman[2] = agent[2]
         if case == "output":
             # Podman has a pipe for each of the two, and mixes them as it likes.
-            agent[2], podman[2] = sorted(agent[2]), sorted(podman[2])
+            agent[2], podman[2] = "".join(sorted(agent[2])), "".join(sorted(podman[2]))
         differ = [line for line in zip("".join(agent[2:]).splitlines(), "".join(podman[2:]).splitlines()) if line[0] != line[1]]
         assert agent == podman, (case, differ[:5])
     inherited = found["inherited"]["agent"][2]
     assert "SAGEQUEUE_CLAIM=" in inherited and "SAGEQUEUE_AGENT" not in inherited and "JOB_A=ä" in inherited.encode("latin-1").decode()
-    assert ("NoNewPrivs:\t1" in inherited) == (name == "limited") and "\n0 1 2 " in inherited
+    assert ("NoNewPrivs:\t1" in inherited) == (name == "limited")
 
 
 def test_without_a_python_in_the_container_podman_exec_serves(sagemath):

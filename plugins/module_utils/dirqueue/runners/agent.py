@@ -3,14 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The agent: a process in the container that starts a worker's jobs there, one at a time.
 
-Runner podman_exec starts it by one podman exec, so that cgroup, capabilities, limits, user and environment are what
-podman exec gives, and jobs inherit them. This text reaches it as the first message on descriptor 3, a socket whose
-other end the worker alone holds. It is run by the container's own Python, 3.8 or newer, and imports nothing of ours.
+Runner podman_exec starts it by one podman exec, so cgroup, capabilities, limits, user and environment are what that
+gives, and jobs inherit them. This text reaches it as the first message on descriptor 3, a socket whose other end the
+worker alone holds. The container's own Python runs it, 3.8 or newer.
 
-The worker says "ping N", which is repeated, or "run", with what the job prints into as a descriptor: a number of
-words, then the folder, the words, and the variables besides the agent's own, all ended by NUL. The agent says "ready",
-and when a job has ended "ended STATUS KIB", as wait(2) and getrusage(2) say it. When the socket is closed, the worker
-is gone or has given the agent up: the job is killed, and the agent ends.
+The worker says "ping N", which is repeated, or "run", with what the job prints into as a descriptor: a number of words,
+the folder, the words, the variables, each ended by NUL. The agent says "ready", and of a job "ended STATUS KIB", as
+wait(2) and getrusage(2) have it. When the socket is closed, worker or agent are not wanted any more: the job is killed.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ import signal
 import socket
 import time
 
-# Names this agent, so that it can be found; a job does not get it.
-_SELF = b"SAGEQUEUE_AGENT"
+
+def variables(pairs: list[bytes]) -> dict[bytes, bytes]:
+    """Return NAME=VALUE pairs as a mapping."""
+    return dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
 
 
 def start(folder: bytes, words: list[bytes], environment: dict[bytes, bytes], output: int) -> int:
@@ -39,23 +40,14 @@ def start(folder: bytes, words: list[bytes], environment: dict[bytes, bytes], ou
         os.chdir(folder)
         places = [folder] if b"/" in words[0] else environment.get(b"PATH", b"").split(b":")
         files = [file for file in (os.path.join(place, words[0]) for place in places) if os.path.isfile(file)]
-        if not files:
-            raise FileNotFoundError(errno.ENOENT, "no such program", words[0])
-        status = 126
-        files = [file for file in files if os.access(file, os.X_OK)]
-        if not files:
-            raise PermissionError(errno.EACCES, "not executable", words[0])
+        status = 126 if files else 127
+        file = next((file for file in files if os.access(file, os.X_OK)), b"")
+        if not file:
+            raise OSError(0, "not executable" if files else "no such program", words[0])
         status = 1
-        # A vfork(2) within, which takes half of a fork's time.
-        return os.posix_spawn(
-            files[0],
-            words,
-            environment,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, b"/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2))],
-            setsid=True,
-            # Which Python ignores.
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-        )
+        actions = [(os.POSIX_SPAWN_OPEN, 0, b"/dev/null", os.O_RDONLY, 0), *((os.POSIX_SPAWN_DUP2, output, fd) for fd in (1, 2))]
+        # A vfork(2) within, which takes half of a fork's time. The two signals are those that Python ignores.
+        return os.posix_spawn(file, words, environment, file_actions=actions, setsid=True, setsigdef=[signal.SIGPIPE, signal.SIGXFSZ])
     except OSError as exc:
         if exc.errno in (errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE):
             raise
@@ -82,11 +74,13 @@ def end(pid: int, claim: bytes) -> None:
 
 def main(channel: socket.socket) -> None:
     """Serve one worker, until the channel is closed."""
-    # What this process was started with: Python changes os.environ to its taste.
+    # What this process was started with, but for its own name: Python changes os.environ to its taste.
     with open("/proc/self/environ", "rb") as file:
-        pairs = [pair.partition(b"=") for pair in file.read().split(b"\0") if pair]
-    inherited = {name: value for name, _equals, value in pairs if name != _SELF}
-    channel.set_inheritable(False)
+        inherited = variables([pair for pair in file.read().split(b"\0") if not pair.startswith(b"SAGEQUEUE_AGENT=")])
+    # Neither the channel nor what podman may have let through is for a job.
+    for entry in filter(lambda entry: int(entry) > 2, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            os.set_inheritable(int(entry), False)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -95,7 +89,7 @@ def main(channel: socket.socket) -> None:
     waiting.register(woken, select.POLLIN)
     pid, claim = 0, b""
     with contextlib.suppress(OSError):
-        # Nothing is started by this. A Python or a C library that lacks the means ends here.
+        # Starts nothing. A Python or a C library that lacks the means ends here.
         os.posix_spawn(b"/", [b"/"], {}, setsid=True)
     try:
         channel.send(b"ready")
@@ -110,7 +104,7 @@ def main(channel: socket.socket) -> None:
                     channel.send(b"ended %d %d" % (status, usage.ru_maxrss))
             asked = events.get(channel.fileno(), 0)
             if asked & (select.POLLHUP | select.POLLERR):
-                # Before what may still wait to be read: nobody wants it any more.
+                # What may still wait to be read, nobody wants any more.
                 return
             if not asked:
                 continue
@@ -121,7 +115,7 @@ def main(channel: socket.socket) -> None:
             elif message.startswith(b"run\0") and outputs and not pid:
                 fields = message.split(b"\0")[1:-1]
                 count = int(fields[0])
-                own = dict((name, value) for name, _equals, value in (pair.partition(b"=") for pair in fields[2 + count :]))
+                own = variables(fields[2 + count :])
                 claim = b"SAGEQUEUE_CLAIM=" + own[b"SAGEQUEUE_CLAIM"]
                 pid = start(fields[1], fields[2 : 2 + count], {**inherited, **own}, outputs[0])
                 os.close(outputs[0])
