@@ -121,10 +121,6 @@ def test_a_job_is_the_same_by_either_way(box, name):
             # Each says in its own words why it can't start a job.
             assert agent[2] and podman[2]
             agent, podman = agent[:2], podman[:2]
-        if case == "descriptors":
-            # Podman lets some of its own through, now and then.
-            assert agent[2] == "0 1 2 " and podman[2].startswith("0 1 2 ")
-            podman[2] = agent[2]
         if case == "output":
             # Podman has a pipe for each of the two, and mixes them as it likes.
             agent[2], podman[2] = "".join(sorted(agent[2])), "".join(sorted(podman[2]))

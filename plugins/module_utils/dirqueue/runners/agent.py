@@ -77,10 +77,7 @@ def main(channel: socket.socket) -> None:
     # What this process was started with, but for its own name: Python changes os.environ to its taste.
     with open("/proc/self/environ", "rb") as file:
         inherited = variables([pair for pair in file.read().split(b"\0") if not pair.startswith(b"SAGEQUEUE_AGENT=")])
-    # Neither the channel nor what podman may have let through is for a job.
-    for entry in filter(lambda entry: int(entry) > 2, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):
-            os.set_inheritable(int(entry), False)
+    channel.set_inheritable(False)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: None)

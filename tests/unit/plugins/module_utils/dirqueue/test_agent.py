@@ -371,7 +371,7 @@ def alone() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
     ours.send(Path(agent.__file__).read_bytes())
-    words = ["sh", "-c", 'exec "$0" -ISc "import os; exec(os.read(3, 65536))" 3<&0 5<&0 0</dev/null', sys.executable]
+    words = ["sh", "-c", 'exec "$0" -ISc "import os; exec(os.read(3, 65536))" 3<&0 0</dev/null', sys.executable]
     process = subprocess.Popen(
         words, stdin=its.fileno(), stderr=subprocess.PIPE, env={"PATH": os.environ["PATH"], "SAGEQUEUE_AGENT": "x", "A": "1"}
     )
