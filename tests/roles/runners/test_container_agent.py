@@ -126,9 +126,9 @@ def test_a_job_is_the_same_by_either_way(box, name):
             agent[2], podman[2] = "".join(sorted(agent[2])), "".join(sorted(podman[2]))
         differ = [line for line in zip("".join(agent[2:]).splitlines(), "".join(podman[2:]).splitlines()) if line[0] != line[1]]
         assert agent == podman, (case, differ[:5])
-    inherited = found["inherited"]["agent"][2]
-    assert "SAGEQUEUE_CLAIM=" in inherited and "SAGEQUEUE_AGENT" not in inherited and "JOB_A=ä" in inherited.encode("latin-1").decode()
-    assert ("NoNewPrivs:\t1" in inherited) == (name == "limited")
+    variables = found["environment"]["agent"][2].encode("latin-1").decode()
+    assert "\0JOB_A=ä 'x' $y\nz\0" in variables and "SAGEQUEUE_CLAIM=" in variables and "SAGEQUEUE_AGENT" not in variables
+    assert ("NoNewPrivs:\t1" in found["inherited"]["agent"][2]) == (name == "limited")
 
 
 def test_without_a_python_in_the_container_podman_exec_serves(sagemath):
