@@ -35,9 +35,9 @@ token = runner.ready()
 CLAIM = {"SAGEQUEUE_CLAIM": f"compare-{os.getpid()}"}
 
 # What a process inherits, as the process itself sees it; and what of that is no news, because it is another process each time.
-FILES = "status limits cgroup oom_score_adj loginuid coredump_filter mountinfo".split()
-OTHER = "Name Tgid Pid PPid NStgid NSpid NSpgid NSsid VmPeak VmSize VmHWM VmRSS RssAnon RssFile RssShmem VmData VmStk VmPTE SigQ".split()
-OTHER += ["voluntary_ctxt_switches", "nonvoluntary_ctxt_switches", "Cpus_allowed_list"]
+FILES = ["status", "limits", "cgroup", "oom_score_adj", "loginuid", "coredump_filter", "mountinfo"]
+OTHER = ["Name", "Tgid", "Pid", "PPid", "NStgid", "NSpid", "NSpgid", "NSsid", "SigQ", "voluntary_ctxt_switches"]
+OTHER += ["VmPeak", "VmSize", "VmHWM", "VmRSS", "RssAnon", "RssFile", "RssShmem", "VmData", "VmStk", "VmPTE", "nonvoluntary_ctxt_switches"]
 # Nice value, scheduling, whether it leads a session and a group, its terminal.
 SHELL = r"""
 ulimit -a; umask; pwd; tty; readlink /proc/$$/cwd /proc/$$/root /proc/$$/fd/0 /proc/$$/ns/*; stat -Lc '%F %a' /proc/$$/fd/0

@@ -25,12 +25,13 @@ import time
 from typing import Optional
 
 from ..errors import NotReady, is_shortage
+from . import agent
 from .base import Command, Outcome, Running, agent_name, end_carriers
 from .podman import PATIENCE, Podman, podman
 
 # Seconds that an agent gets to say its first word, or a later one, and for how long there is none when one was lost.
 _FIRST = 10.0
-_WORD = 1.0
+_WORD = 3.0
 _WITHOUT = 600.0
 # Bytes that a job's words and variables may have together to be told to an agent in one message.
 _LARGEST = 100_000
@@ -55,7 +56,7 @@ class Agent:
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with other:
-                text = pkgutil.get_data(__package__, "agent.py")
+                text = pkgutil.get_data(agent.__package__, "agent.py")
                 assert text
                 self._channel.send(text)
                 # The socket becomes descriptor 3, the first that podman passes on. Podman need not stay: it would take more
@@ -196,19 +197,24 @@ class PodmanExec(Podman):
         message = b"run\0" + b"".join(os.fsencode(word) + b"\0" for word in words)
         # Once more with a new one, if the one that was there has gone meanwhile.
         for _try in range(2 if len(message) < _LARGEST else 0):
-            agent = self._agent_in(token)
-            if not agent:
+            told = self._agent_in(token)
+            if not told:
                 break
             try:
-                return agent.start(message, command.output, carries)
+                return told.start(message, command.output, carries)
             except OSError:
                 self.close()
+                try:
+                    # Its container may have gone with it.
+                    token = self.ready()
+                except NotReady as exc:
+                    raise OSError(str(exc)) from exc
         words = ["podman", "exec", "--workdir", self.jobset.container_workdir]
         return self._start(words, self.jobset.container, command, carries, token)
 
     def _agent_in(self, token: str) -> Optional[Agent]:
-        if self._agent and self._agent.token != token:
-            self.close()
+        # An agent that is there is right: it ends with its container.
+        token = self._checked or token
         if not self._agent and (self._without[0] != token or time.monotonic() > self._without[1]):
             try:
                 self._agent = Agent(self.jobset.container, token)
@@ -237,9 +243,9 @@ class PodmanExec(Podman):
         self._give_up(running.agent)
         return Outcome(None, signal.SIGKILL, running.peak_kib or None)
 
-    def _give_up(self, agent: Agent) -> None:
-        self._given_up = agent.name
-        agent.close()
+    def _give_up(self, told: Agent) -> None:
+        self._given_up = told.name
+        told.close()
         self._agent = None
 
     def why_lost(self, running: Running) -> str:

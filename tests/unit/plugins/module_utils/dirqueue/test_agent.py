@@ -202,16 +202,23 @@ def test_an_agent_that_is_killed(host: Any, container: Container, wait_for: Call
     assert container.execs() == ["test", "agent", "test", "job"] and host.said().count("no agent in the container") == 1
 
 
-def test_an_agent_that_is_killed_between_two_jobs(host: Any, container: Container, wait_for: Callable[..., Any]) -> None:
-    container.jobs("true")
+@pytest.mark.parametrize("anew", [False, True], ids=["alone", "with its container"])
+def test_an_agent_that_is_killed_between_two_jobs(host: Any, container: Container, wait_for: Callable[..., Any], anew: bool) -> None:
+    container.jobs('[ "$SAGEQUEUE_JOB" != c ] || exit 3', attempts=1)
     worker = host.worker()
     wait_for(lambda: host.states() == {"t_off0": "done"})
+    if anew:
+        (container.folder / "started").write_text("2026-01-02", encoding="utf-8")
     os.kill(container.agents()[0], signal.SIGKILL)
-    host.queue().enqueue([("b", {})])
+    host.queue().enqueue([("b", {"OFFSET": "0"})])
     wait_for(lambda: host.states()["b"] == "done")
+    host.queue().enqueue([("c", {"OFFSET": "0"})])
+    # Which is its own fault, and not its container's.
+    wait_for(lambda: host.states()["c"] == "failed")
     worker.terminate()
     worker.wait()
-    assert container.execs() == ["test", "agent", "agent"] and "RECOVERIES" not in host.values("b")
+    assert container.execs() == ["test", "agent", *(["test"] if anew else []), "agent", "test"]
+    assert "RECOVERIES" not in host.values("b") and "RECOVERIES" not in host.values("c")
 
 
 def test_a_container_that_is_started_anew(host: Any, container: Container, wait_for: Callable[..., Any]) -> None:
