@@ -44,14 +44,14 @@ def decode(data: bytes) -> tuple[str, str, bytes]:
     for bom, codec in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if data.startswith(bom):
             try:
-                return data[len(bom) :].decode(codec), codec, bom
+                return data[len(bom):].decode(codec), codec, bom
             except UnicodeDecodeError as exc:
                 raise IniError(f"not valid UTF-16: {exc}") from exc
     if b"\0" in data:
         raise IniError("it holds NUL bytes, so it is no text file")
     bom = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
     # Latin-1 maps every byte to a character and back: text in any 8-bit encoding or in UTF-8 stays as it is.
-    return data[len(bom) :].decode("latin-1"), "latin-1", bom
+    return data[len(bom):].decode("latin-1"), "latin-1", bom
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -70,14 +70,14 @@ def _split(rest: str) -> tuple[str, str]:
             end = pos
             break
     value = rest[:end].rstrip()
-    tail = rest[len(value) :]
+    tail = rest[len(value):]
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1]
     return value, tail
 
 
 def _ending(line: str) -> str:
-    return line[len(line.rstrip("\r\n")) :]
+    return line[len(line.rstrip("\r\n")):]
 
 
 def _same(old: str, setting: Setting) -> bool:

@@ -41,7 +41,7 @@ class Acl:
     @classmethod
     def unpack(cls, data: bytes) -> Acl:
         acl = cls(0, 0, 0)
-        for tag, rights, who in _ENTRY.iter_unpack(data[_VERSION.size :]):
+        for tag, rights, who in _ENTRY.iter_unpack(data[_VERSION.size:]):
             if tag == _USER_OBJ:
                 acl.owner = rights
             elif tag == _USER:

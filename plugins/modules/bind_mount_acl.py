@@ -125,7 +125,7 @@ def sharing_of(params):
     if container_id is None:
         raise BindMountError(
             f"the uid map of {params['user']} has no id for the container's uid {params['container_uid']}. Give the user a range of "
-            f'subordinate ids that is large enough in /etc/subuid and /etc/subgid, then run "podman system migrate" as {params["user"]}.'
+            f"subordinate ids that is large enough in /etc/subuid and /etc/subgid, then run \"podman system migrate\" as {params['user']}."
         )
     return Sharing(user.pw_uid, user.pw_gid, container_id, extents)
 

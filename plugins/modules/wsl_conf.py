@@ -113,7 +113,7 @@ def read(module, path):
 def shown(data):
     """The text as a person wants to see it in a diff."""
     text, codec, bom = decode(data)
-    return text if codec.startswith("utf-16") else data[len(bom) :].decode("utf-8", "replace")
+    return text if codec.startswith("utf-16") else data[len(bom):].decode("utf-8", "replace")
 
 
 def write(module, path, data):

@@ -59,9 +59,10 @@ def kill_worker(site, job):
     site.run("kill", "-9", job["pid"])
 
 
-def kill_client(site, job):
-    """The podman that the worker has started: what it has started in the container knows nothing of its death."""
-    site.run("pkill", "-9", "--parent", job["pid"])
+def kill_starter(site, job):
+    """The agent that has started the worker's job in the container, or, after it was lost, the podman that has."""
+    pids = f"grep -lsz '^SAGEQUEUE_AGENT=[^ ]* {job['pid']} ' /proc/[0-9]*/environ | cut -d/ -f3"
+    site.run("sh", "-c", f"set -- $({pids}) $(pgrep --parent {job['pid']}); kill -9 $*")
 
 
 def kill_container(site, _job):
@@ -100,7 +101,7 @@ def held(site):
 
 KILLS = {
     "worker": (kill_worker, 5),
-    "podman exec": (kill_client, 5),
+    "agent": (kill_starter, 5),
     "container": (kill_container, 30),
     "user manager": (kill_user_manager, 60),
     "PID 1 of the host": (kill_host, 60),
