@@ -158,15 +158,31 @@ def test_a_worker_that_is_killed_takes_its_job_along(sagemath):
     assert "job a: running -> pending" in worked and "job a: done" in worked and worked.rstrip().endswith("2")
 
 
-def test_a_container_that_is_started_anew(sagemath):
-    sagemath.write("/home/researcher/work/job.sh", b"echo $$ >>/work/started; [ -e /work/go ] && exit; sleep 1234")
-    sagemath.sh("rm -f work/started work/go; touch work/started; chmod 666 work/started", user=USER)
+# What goes away in mid-job, and what the job's file says then.
+LOST = {
+    "container": ("podman restart --time=0 sagemath", "the container was started anew while the job ran"),
+    "agent": (
+        'kill -9 $(grep -lsz "^SAGEQUEUE_AGENT=[^ ]* $worker " /proc/[0-9]*/environ | cut -d/ -f3)',
+        "the agent that had started the job in the container went away",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_what_is_lost_in_mid_job(sagemath, what):
+    kill, reason = LOST[what]
+    script = b"exec 9>>/work/lock; flock -n 9 || echo overlap >>/work/started; echo $$ >>/work/started; [ -e /work/go ] && exit; sleep 1234"
+    sagemath.write("/home/researcher/work/job.sh", script)
+    sagemath.sh("rm -f work/started work/go; touch work/started work/lock; chmod 666 work/started work/lock", user=USER)
     said = sagemath.sh(
-        WORK + "sagequeue/bin/sagequeue worker t-1 --until-idle & for n in $(seq 300); do [ -s work/started ] && break; sleep 0.1; done;"
-        "touch work/go; podman restart --time=0 sagemath; wait; wc -l <work/started; cat sagequeue/var/t/run/history.jsonl",
+        WORK
+        + "sagequeue/bin/sagequeue worker t-1 --until-idle & worker=$!;"
+        + f"for n in $(seq 300); do [ -s work/started ] && break; sleep 0.1; done; touch work/go; {kill}; wait $worker;"
+        + "wc -l <work/started; cat work/started sagequeue/var/t/run/history.jsonl",
         user=USER,
     )
-    assert "runner_lost" in said and "job a: done" in said and "\n2\n" in said and "no agent" not in said
+    assert "runner_lost" in said and reason in said and "job a: done" in said and "\n2\n" in said and "overlap" not in said
+    assert said.count("no agent in the container sagemath (") == (what == "agent")
 
 
 def test_what_it_costs(sagemath):
