@@ -58,15 +58,17 @@ def box(request, tmp_path_factory):
     parent = request.config.pluginmanager.get_plugin(str(Path(__file__).parents[1] / "conftest.py"))
     subprocess.run([parent.HOST, "up", name], check=True)
     host = parent.Host(name, tmp_path_factory.mktemp(name))
-    host.exec("loginctl", "enable-linger", USER)
-    host.sh(MAKE_IMAGE, user=USER)
-    host.write("/home/researcher/sagequeue/bin/sagequeue", program())
-    host.write("/home/researcher/compare.py", Path(__file__).with_name("compare.py").read_bytes())
-    for name, text in FILES.items():
-        host.write(f"/home/researcher/work/{name}", text.encode())
-    host.sh("cd ~researcher; chmod -R a+rX,u+w . ; chmod a+x work/* sagequeue/bin/*; chown -R researcher: work sagequeue")
-    yield host
-    subprocess.run([parent.HOST, "down", name], check=False)
+    try:
+        host.exec("loginctl", "enable-linger", USER)
+        host.sh(MAKE_IMAGE, user=USER)
+        host.write("/home/researcher/sagequeue/bin/sagequeue", program())
+        host.write("/home/researcher/compare.py", Path(__file__).with_name("compare.py").read_bytes())
+        for file, text in FILES.items():
+            host.write(f"/home/researcher/work/{file}", text.encode())
+        host.sh("cd ~researcher; chmod -R a+rX,u+w . ; chmod a+x work/* sagequeue/bin/*; chown -R researcher: work sagequeue")
+        yield host
+    finally:
+        subprocess.run([parent.HOST, "down", name], check=False)
 
 
 def start(box, name, options=()):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pkgutil
+import re
 import select
 import signal
 import socket
@@ -231,12 +232,12 @@ class PodmanExec(Podman):
             heard = running.agent.hear(0)
         if heard is None:
             return None
-        words = heard.split()
-        if len(words) == 3 and words[0] == b"ended":
+        ended = re.match(rb"ended (\d+) (\d+)\Z", heard)
+        if ended:
             running.agent.running = None
-            status = int(words[1])
+            status = int(ended[1])
             # Of the largest of its processes; at least what the agent itself takes, 10 MB.
-            running.peak_kib = max(running.peak_kib, int(words[2]))
+            running.peak_kib = max(running.peak_kib, int(ended[2]))
             # As podman exec has it, for which a shell that says that its command ended by a signal has ended so itself.
             return self._outcome(running, 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status), 0)
         running.lost = "the agent that had started the job in the container went away"

@@ -265,7 +265,7 @@ def test_an_agent_that_talks_nonsense_of_a_job(host: Any, container: Container) 
     container.put(
         "inside/python3",
         f"#!{sys.executable}\nimport socket, time\ns = socket.socket(fileno=3)\ns.recv(65536)\ns.send(b'ready')\n"
-        "s.recv(65536)\ns.send(b'ended well')\ntime.sleep(600)\n",
+        "s.recv(65536)\ns.send(b'ended well enough')\ntime.sleep(600)\n",
     )
     container.jobs("echo hello")
     host.work_off()
