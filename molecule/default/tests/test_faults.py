@@ -84,6 +84,7 @@ def held(site):
         "script": "held.sh",
         "command": ["/bin/bash"],
         "workers": 2,
+        "enabled": True,
         # Too late to be of help.
         "recover_every": 3600,
         "attempts": 1000,
@@ -93,8 +94,6 @@ def held(site):
     subprocess.run([HOST, "exec", site.name, "-u", "researcher", "sh", "-c", "cat >~/Jupyter/held.sh"],
                    input=HELD, text=True, check=True)
     site.play("setup", jobset="held")
-    # A host that was kept may have it stopped.
-    site.play("start", jobset="held")
     yield site
     site.play("teardown", jobset="held")
 
