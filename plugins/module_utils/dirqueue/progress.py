@@ -11,7 +11,7 @@ import math
 import os
 from typing import Any, Optional
 
-from . import owner
+from . import job, owner
 from .errors import MalformedJob
 from .layout import Refused, open_own
 from .queue import Queue
@@ -25,7 +25,7 @@ _LATEST = 50
 def history(queue: Queue, tail: int = _TAIL) -> list[dict[str, Any]]:
     """Return the latest attempts, oldest first, one per claim."""
     attempts: dict[str, dict[str, Any]] = {}
-    # One that is refused is named by Queue.look_around.
+    # One that is refused is named by Queue.survey.
     with contextlib.suppress(FileNotFoundError, Refused), open(queue.layout.history, "rb", opener=open_own) as file:
         start = max(0, os.fstat(file.fileno()).st_size - tail)
         file.seek(start)
@@ -65,8 +65,7 @@ def summary(queue: Queue) -> dict[str, Any]:
         counts, running, gate (closed, by, text, solved, solved_by, log), refused (entry -> reason), rate (jobs done per
         hour, None if unknown), seconds_left (None if unknown).
     """
-    queue.look_around()
-    counts = queue.counts()
+    counts = queue.survey()
     gate = queue.gate()
     left = counts["pending"] + counts["running"]
     rate = _rate(queue, min(max(1, counts["running"]), max(1, left)))
@@ -91,11 +90,10 @@ def summary(queue: Queue) -> dict[str, Any]:
 
 def _rate(queue: Queue, at_a_time: int) -> Optional[float]:
     """Return jobs done per hour while so many run: from how long the latest that are done now have taken."""
-    done = set(queue.entries("done"))
     seconds = []
     for attempt in history(queue):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            if attempt["result"] == "done" and attempt["job"] in done:
+            if attempt["result"] == "done" and job.is_name(attempt["job"]) and queue.locate(attempt["job"]) == "done":
                 seconds.append(float(attempt["duration_s"]))
     latest = [taken for taken in seconds if math.isfinite(taken)][-_LATEST:]
     return round(at_a_time * 3600 * len(latest) / max(sum(latest), 0.001), 1) if latest else None
@@ -157,9 +155,9 @@ def line(found: dict[str, Any]) -> str:
 def text(found: dict[str, Any]) -> str:
     """Return a jobset's progress for a person."""
     lines = [line(found)]
-    for job in found["running"]:
-        who = f"{job['worker']} (pid {job['pid']} on {job['host']}) since {job['since']}" if job["worker"] else "nobody"
-        lines.append(f"  {job['name']}: {who}" + ("" if job["alive"] else f"; orphan: {job['why_orphan']}"))
+    for held in found["running"]:
+        who = f"{held['worker']} (pid {held['pid']} on {held['host']}) since {held['since']}" if held["worker"] else "nobody"
+        lines.append(f"  {held['name']}: {who}" + ("" if held["alive"] else f"; orphan: {held['why_orphan']}"))
     gate = found["gate"]
     if gate["solved"]:
         lines.append(f"  solved: {gate['text']}")
