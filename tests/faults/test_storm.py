@@ -380,8 +380,9 @@ def test_a_worker_killed_while_it_starts_a_job(host: Host, long: bool) -> None:
         command = ["strace", "-f", "-o", "/dev/null", *delay, sys.executable, str(host.program), "worker", "t-1"]
         tracer = subprocess.Popen(command, env=host.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            worker = wait_for(lambda of=tracer.pid: children(of))[0]
-            child = wait_for(lambda of=worker: children(of))[0]
+            # strace has children of its own for a moment, but they have none.
+            found = wait_for(lambda of=tracer.pid: [(one, two) for one in children(of) for two in children(one)])
+            worker, child = found[0]
             os.kill(worker, signal.SIGKILL)
             assert b"SAGEQUEUE_CLAIM" not in Path(f"/proc/{child}/environ").read_bytes(), "too late"
 
@@ -394,9 +395,9 @@ def test_a_worker_killed_while_it_starts_a_job(host: Host, long: bool) -> None:
         finally:
             end_carriers({"SAGEQUEUE_ROOT": str(host.root)})
             tracer.wait(10)
-        found = (host.work / name).read_text().split()
-        overlapped += found.count("overlap")
-        lost += found[-1] != "end"
+        said = (host.work / name).read_text().split()
+        overlapped += said.count("overlap")
+        lost += said[-1] != "end"
     ledger.record("a worker killed between fork and exec of its job", tries=len(tries), lost=lost, overlapped=overlapped)
 
 
