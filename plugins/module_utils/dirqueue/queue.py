@@ -487,7 +487,11 @@ class Queue:
         jobs, cursor = one.next()
         # Who was killed before the cursor was written has made some of them.
         fresh = [(name, values) for name, values in dict(jobs).items() if not self._filed(name)]
-        self._publish([(name, None, {**values, "ENQUEUED_AT": one.stamp}) for name, values in fresh], one.place + one.issued * 1000)
+        try:
+            self._publish([(name, None, {**values, "ENQUEUED_AT": one.stamp}) for name, values in fresh], one.place + one.issued * 1000)
+        except QueueError as exc:
+            why = explain(exc.__cause__ or exc, self.layout.base)
+            raise QueueError(f"jobset {self.jobset.name}: no files can be made of the next {len(fresh)} jobs of a batch: {why}") from exc
         if len(jobs) == one.left:
             self._drop_batch(one.name)
             return

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +275,21 @@ def test_a_full_disk_and_no_batch_is_enqueued(small_disk: Any) -> None:
     with pytest.raises(QueueError, match="can't enqueue, nothing was enqueued: .*No space left on device"):
         queue.enqueue([(f"t_off{number}", {"A": "x" * 200}) for number in range(5000)])
     assert batches(queue) == [] and os.listdir(queue.layout.staging) == [] and queue.counts()["pending"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_full_disk_and_no_files_are_made_of_a_batch(small_disk: Any) -> None:
+    small_disk.define()
+    queue = small_disk.queue()
+    queue.enqueue([(f"t_off{number}", {"OFFSET": str(number)}) for number in range(batch.LEAST)])
+    ballast = small_disk.root / "var" / "ballast"
+    with contextlib.suppress(OSError):
+        ballast.write_bytes(b"x" * 256 * 1024)
+    holder = owner.Holder(queue.layout.workers, "t-1")
+    with pytest.raises(QueueError, match="no files can be made of the next 256 jobs of a batch: .*No space left on device; free some"):
+        queue.claim(holder)
+    assert queue.counts()["pending"] == batch.LEAST
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk.root / "var")], check=True)
+    holder.release()
+    assert len(drain(queue)) == batch.LEAST
