@@ -50,7 +50,7 @@ def record(
 
 
 def rows(path: str) -> list[dict[str, object]]:
-    """Read a ledger, one row per fault in the order of their first mention: counts added up, the longest of the times."""
+    """Read a ledger, one row per fault: counts added up, the longest of the times."""
     merged: dict[str, dict[str, object]] = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -59,7 +59,7 @@ def rows(path: str) -> list[dict[str, object]]:
             known[key] += row[key]
         times = [time for time in (known["recovery_seconds"], row["recovery_seconds"]) if time is not None]
         known["recovery_seconds"] = max(times) if times else None
-    return list(merged.values())
+    return [merged[fault] for fault in sorted(merged, key=str.lower)]
 
 
 def table(found: list[dict[str, object]]) -> str:
