@@ -65,6 +65,11 @@ def kill_starter(site, job):
     site.run("sh", "-c", f"set -- $({pids}) $(pgrep --parent {job['pid']}); kill -9 $*")
 
 
+def kill_client(site, job):
+    """The podman that the worker has started: what it has started in the container knows nothing of its death."""
+    site.run("pkill", "-9", "--parent", job["pid"])
+
+
 def kill_container(site, _job):
     site.sh("podman kill sagemath")
 
@@ -87,6 +92,8 @@ def held(site):
         "enabled": True,
         # Too late to be of help.
         "recover_every": 3600,
+        # With a long value of the job's own, this is more than an agent is told: podman exec starts such a job.
+        "environment": {"PADDING": "x" * 60_000},
         "attempts": 1000,
         "recoveries": 1000,
     }
@@ -101,6 +108,7 @@ def held(site):
 KILLS = {
     "worker": (kill_worker, 5),
     "agent": (kill_starter, 5),
+    "podman exec client": (kill_client, 5),
     "container": (kill_container, 30),
     "user manager": (kill_user_manager, 60),
     "PID 1 of the host": (kill_host, 60),
@@ -114,7 +122,8 @@ def test_kill(held, what, repeat):
     kill, seconds = KILLS[what]
     names = [f"{what.replace(' ', '_')}_{time.time_ns()}_{number}" for number in range(2)]
     # No other job is pending, so nothing else is run first.
-    held.sh("cd ~/sagequeue/var/held/queue && " + " && ".join(f"echo OFFSET=0 >pending/{name}.env" for name in names))
+    text = "printf 'OFFSET=0\\nPAD=%050000d\\n' 0" if kill is kill_client else "echo OFFSET=0"
+    held.sh("cd ~/sagequeue/var/held/queue && " + " && ".join(f"{text} >pending/{name}.env" for name in names))
 
     def runs(name, event):
         """Each run of a job that has come so far: event, claim, time."""
