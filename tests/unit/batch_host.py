@@ -188,11 +188,8 @@ class Host:
         return name
 
 
-@pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program sagequeue, zipped from the sources."""
-    path = tmp_path_factory.mktemp("program") / "sagequeue"
-    source = REPOSITORY / "plugins" / "module_utils" / "dirqueue"
+def make_program(path: Path, source: Path = REPOSITORY / "plugins" / "module_utils" / "dirqueue") -> Path:
+    """Zip the program sagequeue from the sources."""
     with open(path, "wb") as file:
         file.write(b"#!" + os.fsencode(sys.executable) + b"\n")
         with zipfile.ZipFile(file, "w") as archive:
@@ -201,6 +198,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 archive.write(module, str(Path("dirqueue") / module.relative_to(source)))
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program sagequeue."""
+    return make_program(tmp_path_factory.mktemp("program") / "sagequeue")
 
 
 @pytest.fixture

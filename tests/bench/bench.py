@@ -1,0 +1,594 @@
+#!/usr/bin/env python3
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""Measures the queue beside what the machine can do and what a user would pick instead; run by ./run-tests --bench.
+
+usage: bench.py [WORD...]                 only the contests whose titles have one of these words; then nothing is written to docs
+
+SAGEQUEUE_BENCH_SIZE=0.01                 makes everything so much smaller, for a try; nothing is written to docs
+SAGEQUEUE_BENCH_HOSTS=1                   measures on a test host, too: see tests/host/host
+
+Whatever is measured is a real program on a real disk, below the cache folder. All contestants of a contest take turns, round by
+round; each starts on a disk that has written what the one before it left. What can't be measured is left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Union
+
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY, Host, make_program, wait_for
+
+import report
+
+HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sagequeue-bench"
+PEERS_PYTHON = CACHE / "venv" / "bin" / "python"
+SIZE = float(os.environ.get("SAGEQUEUE_BENCH_SIZE", "1"))
+HOSTS = os.environ.get("SAGEQUEUE_BENCH_HOSTS") == "1"
+# The last commit before what makes the queue fast.
+BEFORE = "39f11db"
+# Jobs that each peer gets: as many as it works off in a few seconds.
+PEERS = {"beanstalkd": 3000, "persist-queue": 3000, "huey": 3000, "dirq": 3000, "task-spooler": 1000, "nq": 400, "parallel": 1000}
+WORKERS = 2
+
+# Name of a value -> what was measured, in order.
+Values = dict[str, list[float]]
+# Measures once, in an empty folder; the names of its values start with its own.
+Measure = Callable[[Path], Values]
+
+
+class Missing(Exception):
+    """This can't be measured here; the text says why."""
+
+
+class Figure(NamedTuple):
+    """One line of the result: the worst of some pairs of a value and what it is held against (a value or a number), and its name.
+
+    The ratio is to be at most (or, where more is better, at least) wanted.
+    """
+
+    name: str
+    unit: str
+    pairs: list[tuple[str, Union[str, float], str]]
+    wanted: float
+    more_is_better: bool = False
+    of: Callable[[list[float]], float] = statistics.median
+
+
+class Contest(NamedTuple):
+    """Who takes turns how often, and what that gives."""
+
+    title: str
+    rounds: int
+    contestants: dict[str, Measure]
+    figures: list[Figure]
+
+
+def scaled(number: int, least: int = 20) -> int:
+    return max(least, round(number * SIZE))
+
+
+def run(words: list[str], seconds: float = 1200, **more: Any) -> str:
+    """Run a command and return what it printed; whatever it has started goes with it."""
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True, start_new_session=True, **more
+    )
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, words[:4]))} ... ended with {process.returncode}: {(errors or output).strip()[-600:]}")
+    return output
+
+
+# ---- the queue -----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def sources(commit: str) -> Path:
+    """Return the folder with the program's sources as of a commit; an empty text: as they are."""
+    if not commit:
+        return REPOSITORY / "plugins" / "module_utils" / "dirqueue"
+    try:
+        folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+        archive = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "archive", commit, "plugins/module_utils/dirqueue"], capture_output=True, check=True
+        ).stdout
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
+        return folder / "plugins" / "module_utils" / "dirqueue"
+    except (OSError, subprocess.CalledProcessError) as exc:
+        raise Missing(f"commit {commit} is not in this checkout's history") from exc
+
+
+@contextlib.contextmanager
+def house(folder: Path, commit: str = "", **keys: Any) -> Iterator[Host]:
+    """A batch user's host whose jobs of the jobset t do nothing."""
+    with contextlib.closing(Host(folder, make_program(folder / "program", sources(commit)))) as host:
+        host.script("", "job.sh")
+        host.define("t", **{"command": "/bin/true", "stride": 10**6, **keys})
+        yield host
+
+
+def ours(host: Host, verb: str, *numbers: int) -> Any:
+    """Measure in a process of its own."""
+    os.sync()
+    return json.loads(run([sys.executable, str(HERE / "ours.py"), verb, str(host.root), *map(str, numbers)], env=host.environment))
+
+
+def intake(verb: str, title: str, jobs: int, commit: str = "") -> Measure:
+    def measure(folder: Path) -> Values:
+        with house(folder, commit) as host:
+            seconds = ours(host, verb, scaled(jobs))
+            return {title: [scaled(jobs) / seconds], f"{title}: seconds": [seconds]}
+
+    return measure
+
+
+def drain(title: str, jobs: int = 5000, commit: str = "") -> Measure:
+    def measure(folder: Path) -> Values:
+        with house(folder, commit) as host:
+            ours(host, "fill", scaled(jobs), 0)
+            os.sync()
+            began = time.perf_counter()
+            workers = [host.worker(f"t-{number}", "--until-idle") for number in range(WORKERS)]
+            assert [worker.wait() for worker in workers] == [0] * WORKERS, host.said("t-0")
+            seconds = time.perf_counter() - began
+            assert sum(entry.endswith(".env") for entry in os.listdir(host.path("done", "x").parent)) == scaled(jobs)
+            return {title: [scaled(jobs) / seconds]}
+
+    return measure
+
+
+def peer(name: str, jobs: int) -> Measure:
+    def measure(folder: Path) -> Values:
+        command = {"task-spooler": "tsp", "beanstalkd": "beanstalkd", "nq": "nq", "parallel": "parallel", "xargs": "xargs"}.get(name)
+        if command and not shutil.which(command):
+            raise Missing(f"{name} is not installed")
+        if not PEERS_PYTHON.exists():
+            raise Missing(f"{PEERS_PYTHON} is not there: run ./run-tests --bench")
+        os.sync()
+        put, drained = json.loads(run([str(PEERS_PYTHON), str(HERE / "peers.py"), name, str(folder), str(scaled(jobs))], 300))
+        return {f"{name}: drain": [scaled(jobs) / drained], **({f"{name}: put": [scaled(jobs) / put]} if put else {})}
+
+    return measure
+
+
+def claims(title: str, depth: int, files: bool, processes: int) -> Measure:
+    def measure(folder: Path) -> Values:
+        with house(folder) as host:
+            # The least depth stays what it is: some of its jobs are claimed.
+            ours(host, "fill", scaled(depth, 1000), int(files))
+            return {title: [ours(host, "claims", 480 // processes, processes) * 1e6]}
+
+    return measure
+
+
+def phases(title: str, commit: str = "") -> Measure:
+    def measure(folder: Path) -> Values:
+        with house(folder, commit) as host:
+            ours(host, "fill", scaled(1000), 0)
+            return {f"{title}: {phase}": [spent] for phase, spent in ours(host, "phases").items()}
+
+    return measure
+
+
+def workers(folder: Path) -> Values:
+    """A worker after a thousand jobs; four that are idle; a job for one of them."""
+    found: Values = {"workers: latency": []}
+
+    def cpu_seconds() -> float:
+        tasks = [task for process in host.processes for task in Path(f"/proc/{process.pid}/task").iterdir()]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+    with house(folder, command="/bin/sh") as host:
+        host.script("date +%s.%N >> out")
+        printed = host.work / "out"
+
+        def lines() -> list[str]:
+            return printed.read_text().splitlines() if printed.exists() else []
+
+        ours(host, "fill", scaled(1000), 0)
+        host.worker("t-1")
+        wait_for(lambda: len(lines()) == scaled(1000) and "running" not in host.states().values(), 120)
+        status = Path(f"/proc/{host.processes[0].pid}/status").read_text()
+        found["workers: resident"] = [int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000]
+        for number in (2, 3, 4):
+            host.worker(f"t-{number}")
+        time.sleep(3)
+        began, spent = time.perf_counter(), cpu_seconds()
+        time.sleep(max(2, 20 * min(1, SIZE)))
+        found["workers: idle"] = [(cpu_seconds() - spent) / (time.perf_counter() - began) * 100]
+        queue = host.queue()
+        for number in range(scaled(20, 5)):
+            time.sleep(0.7)
+            before = len(lines())
+            queue.enqueue([(f"t_late{number}", {"OFFSET": "0"})])
+            returned = time.time()
+            wait_for(lambda seen=before: len(lines()) > seen)
+            found["workers: latency"].append((float(lines()[-1]) - returned) * 1000)
+    return found
+
+
+# It is run as Ansible runs it on a host, and says at its end how much memory it had.
+INFO = """
+import atexit, runpy, sys
+atexit.register(lambda: sys.stderr.write(open("/proc/self/status").read()))
+runpy.run_module("ansible_collections.sagequeue.batch.plugins.modules.queue_info", run_name="__main__")
+"""
+
+
+def info(title: str, verb: str, *more: int) -> Measure:
+    def measure(folder: Path) -> Values:
+        found: Values = {f"{title}: seconds": [], f"{title}: MB": []}
+        with house(folder) as host:
+            ours(host, verb, scaled(1_000_000), *more)
+            os.sync()
+            for _turn in range(3):
+                began = time.perf_counter()
+                done = subprocess.run(
+                    [sys.executable, "-c", INFO],
+                    input=json.dumps({"ANSIBLE_MODULE_ARGS": {"root": str(host.root), "jobset": "t"}}),
+                    env={**os.environ, "PYTHONPATH": str(REPOSITORY / "playbooks" / "collections")},
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                found[f"{title}: seconds"].append(time.perf_counter() - began)
+                found[f"{title}: MB"].append(int(re.findall(r"VmHWM:\s+(\d+) kB", done.stderr)[0]) / 1000)
+                assert sum(json.loads(done.stdout)["counts"].values()) == scaled(1_000_000), done.stdout[:300]
+        return found
+
+    return measure
+
+
+# ---- the playbooks -------------------------------------------------------------------------------------------------
+
+# In an order in which each finds what it needs.
+COMMANDS: dict[str, list[str]] = {
+    "status": [],
+    "progress": ["jobset=quick"],
+    "logs": ["jobset=quick", "job=quick_off1"],
+    "journal": ["jobset=quick"],
+    "diag": [],
+    "enqueue": ["jobset=quick"],
+    "retry_failed": ["jobset=quick"],
+    "requeue_running": ["jobset=quick"],
+    "request_stop": ["jobset=quick"],
+    "clear_stop": ["jobset=quick"],
+    "disable": ["jobset=quick"],
+    "enable": ["jobset=quick"],
+    "stop": ["jobset=quick"],
+    "start": ["jobset=quick"],
+    "restart": ["jobset=quick"],
+}
+EMPTY = [{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.ping": {}}]}]
+# What runs on the controller: no module is sent anywhere.
+NO_MODULES = ("debug", "set_fact", "assert", "fail", "meta", "include_role", "import_role", "include_tasks", "import_tasks", "include_vars")
+
+
+def load(path: str) -> Any:
+    """Import a file that is not in a package."""
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_")[:-3], REPOSITORY / path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def modules(events: list[dict[str, Any]]) -> int:
+    """Count the module executions of a run, one per item of a loop."""
+    count = 0
+    for event in events:
+        data = event["event_data"]
+        if event["event"] == "runner_on_ok" and data["task_action"].rpartition(".")[2] not in NO_MODULES:
+            count += len(data["res"].get("results", [0]))
+    return count
+
+
+def commands(rounds: int) -> Measure:
+    """The embedded default: supervisord, the runner process, no Sage."""
+
+    def measure(_folder: Path) -> Values:
+        found: Values = {}
+        # In /tmp: the path of a socket must be short.
+        folder = Path(tempfile.mkdtemp(prefix="sagequeue-bench-", dir="/tmp"))
+        try:
+            home = load("tests/integration/conftest.py").House(folder)
+            for title in ("first", "again"):
+                began = time.perf_counter()
+                result = home.play("setup")
+                if result.rc:
+                    raise RuntimeError(f"setup failed: {result.failures}")
+                found[f"commands: setup {title}"] = [time.perf_counter() - began]
+                found[f"commands: setup {title}, modules"] = [modules(result.events)]
+            if home.play("enqueue", jobset="quick").rc:
+                raise RuntimeError("enqueue failed")
+            home.wait("done", 4)
+            (folder / "empty.yml").write_text(json.dumps(EMPTY))
+            turns = {"empty": [], **COMMANDS}
+            for _round in range(rounds):
+                for name, variables in turns.items():
+                    playbook = folder / "empty.yml" if name == "empty" else REPOSITORY / "playbooks" / f"{name}.yml"
+                    words = ["ansible-playbook", "-i", str(folder / "inventory"), str(playbook)]
+                    began = time.perf_counter()
+                    run(
+                        [*words, *(word for pair in variables for word in ("-e", pair))],
+                        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+                        cwd=REPOSITORY,
+                    )
+                    found.setdefault(f"commands: {name}", []).append(time.perf_counter() - began)
+        finally:
+            pid = folder / "q" / "run" / "supervisord.pid"
+            if pid.exists():
+                os.kill(int(pid.read_text()), signal.SIGTERM)
+                wait_for(lambda: not pid.exists(), 60)
+            shutil.rmtree(folder)
+        return found
+
+    return measure
+
+
+# ---- a test host ---------------------------------------------------------------------------------------------------
+
+
+def needs_hosts() -> None:
+    if not HOSTS:
+        raise Missing("it needs a test host, which SAGEQUEUE_BENCH_HOSTS=1 asks for")
+
+
+def exec_costs(_folder: Path) -> Values:
+    """The roles' own test measures that."""
+    needs_hosts()
+    printed = run(["pytest", "-s", "-q", "tests/roles/runners", "-k", "costs"], cwd=REPOSITORY)
+    means = re.findall(r"(agent|crun exec|podman exec): ([0-9.]+) ms", printed)
+    if not means:
+        raise Missing("the test of the runners printed no figures: it was left out there")
+    return {f"container: {name}": [float(value)] for name, value in means}
+
+
+def host_setup(folder: Path) -> Values:
+    """A bare host that boots systemd, made a batch host by setup, with a container; and the same again."""
+    import ansible_runner
+
+    needs_hosts()
+    host = load("tests/roles/conftest.py").Host(f"bench-{os.getpid()}", folder)
+    script = str(REPOSITORY / "tests" / "host" / "host")
+    found: Values = {}
+    try:
+        run([script, "up", host.name])
+        run([str(REPOSITORY / "tests" / "host" / "give-sage-base"), host.name])
+        inventory = folder / "inventory"
+        inventory.mkdir()
+        (inventory / "hosts.yml").write_text(json.dumps({"sagequeue": {"hosts": {host.name: host.connection()}}}))
+        (inventory / "group_vars").symlink_to(REPOSITORY / "inventories" / "local" / "group_vars")
+        for title in ("first", "again"):
+            private = folder / title
+            private.mkdir()
+            began = time.perf_counter()
+            result = ansible_runner.run(
+                private_data_dir=str(private),
+                project_dir=str(REPOSITORY / "playbooks"),
+                playbook="setup.yml",
+                inventory=str(inventory),
+                # As in molecule/default/converge.yml: no registry is needed.
+                extravars={
+                    "sage_image_base": "localhost/sagequeue-sage-base:latest",
+                    "sage_image_ca_bundle": "/etc/ssl/certs/ca-certificates.crt",
+                },
+                envvars={"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+                quiet=True,
+            )
+            seconds = time.perf_counter() - began
+            events = [event for event in result.events if event["event"].startswith("runner_on_")]
+            if result.rc:
+                raise RuntimeError(f"setup failed: {[event['event_data'] for event in events if event['event'] == 'runner_on_failed']}"[:600])
+            # The image's build is not meant.
+            built = sum(event["event_data"].get("duration", 0) for event in events if event["event_data"].get("role", "").endswith("sage_image"))
+            found[f"host: setup {title}"] = [seconds - built if title == "first" else seconds]
+            found[f"host: setup {title}, modules"] = [modules(events)]
+            found[f"host: setup {title}, role sage_image"] = [built]
+    finally:
+        with contextlib.suppress(RuntimeError):
+            run([script, "down", host.name])
+    return found
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+DEPTHS = {"batch of 1,000": (1000, False), "batch of 1,000,000": (1_000_000, False), "1,000 files": (1000, True), "100,000 files": (100_000, True)}
+
+
+def depth_figure(processes: int) -> Figure:
+    names = {kind: f"claim, {kind}, {processes} at a time" for kind in DEPTHS}
+    pairs = [("batch of 1,000,000", "batch of 1,000"), ("100,000 files", "1,000 files")]
+    return Figure(
+        f"claim_depth_{processes}w",
+        "us per claim and finish",
+        [(names[deep], names[shallow], f"{shallow} pending instead of {deep}") for deep, shallow in pairs],
+        1.3,
+    )
+
+
+def contests() -> list[Contest]:
+    def rounds(number: int) -> int:
+        return number if SIZE >= 1 else min(number, 2)
+
+    million, hundred, floor = "enqueue 1,000,000", "enqueue 100,000", "one file per job"
+    return [
+        Contest(
+            "intake and drain",
+            rounds(5),
+            {
+                million: intake("enqueue", million, 1_000_000),
+                hundred: intake("enqueue", hundred, 100_000),
+                floor: intake("files", floor, 100_000),
+                "enqueue one by one": intake("enqueue_each", "enqueue one by one", 2000),
+                "drain": drain("drain"),
+                "xargs": peer("xargs", 5000),
+                **{name: peer(name, jobs) for name, jobs in PEERS.items()},
+            },
+            [
+                Figure("intake_1m", "jobs/s", [(million, floor, "one file per job, nothing synced")], 10, True),
+                Figure("intake_100k", "jobs/s", [(hundred, floor, "one file per job, nothing synced")], 10, True),
+                *(Figure(f"intake_vs_{name}", "jobs/s", [(hundred, f"{name}: put", f"{name}, put")], 1, True) for name in PEERS),
+                Figure("drain_vs_xargs", "jobs/s", [("drain", "xargs: drain", "xargs -P2")], 1, True),
+                *(Figure(f"drain_vs_{name}", "jobs/s", [("drain", f"{name}: drain", f"{name}, two at a time")], 1, True) for name in PEERS),
+            ],
+        ),
+        Contest(
+            "before and after",
+            rounds(3),
+            {
+                "before: enqueue 100,000": intake("enqueue", "before: enqueue 100,000", 100_000, BEFORE),
+                "before: drain": drain("before: drain", 5000, BEFORE),
+                "phases": phases("phases"),
+                "phases before": phases("phases before", BEFORE),
+            },
+            [],
+        ),
+        Contest(
+            "claims at depth",
+            rounds(5),
+            {
+                title: claims(title, depth, files, processes)
+                for processes in (1, 16)
+                for kind, (depth, files) in DEPTHS.items()
+                for title in [f"claim, {kind}, {processes} at a time"]
+            },
+            [depth_figure(1), depth_figure(16)],
+        ),
+        Contest(
+            "workers",
+            rounds(3),
+            {"workers": workers},
+            [
+                Figure("worker_rss", "MB", [("workers: resident", 20.0, "wanted: under 20 MB")], 1),
+                Figure("idle_cpu", "% of a core", [("workers: idle", 0.1, "wanted: four idle workers under 0.1 %")], 1),
+                Figure("start_latency", "ms, the worst", [("workers: latency", 100.0, "wanted: within 100 ms")], 1, of=max),
+            ],
+        ),
+        Contest(
+            "queue_info",
+            1,
+            {"info, batch": info("info, batch", "fill", 0), "info, done": info("info, done", "done")},
+            [
+                Figure("info_1m_rss", "MB", [(f"info, {what}: MB", 200.0, "wanted: under 200 MB") for what in ("batch", "done")], 1),
+                Figure("info_1m_time", "s", [(f"info, {what}: seconds", 3.0, "wanted: under 3 s") for what in ("batch", "done")], 1),
+            ],
+        ),
+        Contest(
+            "playbooks",
+            1,
+            {"commands": commands(rounds(3))},
+            [
+                Figure(
+                    "command_vs_empty",
+                    "s",
+                    [(f"commands: {name}", "commands: empty", f"{name}.yml against a playbook with one ping") for name in COMMANDS],
+                    1.5,
+                ),
+                *([] if HOSTS else [Figure("setup_rerun_time", "s", [("commands: setup again", 15.0, "wanted: under 15 s (embedded default)")], 1)]),
+            ],
+        ),
+        Contest(
+            "test host",
+            1,
+            {"container": exec_costs, "host": host_setup},
+            [
+                Figure("exec_vs_crun", "ms", [("container: agent", "container: crun exec", "crun exec")], 1),
+                Figure("setup_first_time", "s", [("host: setup first", 90.0, "wanted: under 90 s without the image's build")], 1),
+                *([Figure("setup_rerun_time", "s", [("host: setup again", 15.0, "wanted: under 15 s")], 1)] if HOSTS else []),
+            ],
+        ),
+    ]
+
+
+def hold(contest: Contest, values: Values, trouble: dict[str, str]) -> None:
+    """Let all contestants of a contest take their turns."""
+    for number in range(contest.rounds):
+        for name, measure in contest.contestants.items():
+            if name in trouble:
+                continue
+            folder = Path(tempfile.mkdtemp(dir=SCRATCH))
+            began = time.monotonic()
+            try:
+                for label, found in measure(folder).items():
+                    values.setdefault(label, []).extend(found)
+                print(f"{contest.title}, round {number + 1} of {contest.rounds}: {name}: {time.monotonic() - began:.1f} s", flush=True)
+            # One that fails must not take the others with it: its figures are left out, and the page says so.
+            except Exception as exc:
+                trouble[name] = str(exc) if isinstance(exc, Missing) else f"{type(exc).__name__}: {exc}"
+                print(f"{contest.title}: {name} is left out: {trouble[name]}", flush=True)
+            finally:
+                shutil.rmtree(folder)
+
+
+def result(figure: Figure, values: Values, trouble: dict[str, str]) -> dict[str, Any]:
+    """Return a figure: that of the worst pair.
+
+    Raises:
+        Missing: a value of it was not measured.
+    """
+    found = []
+    for own, other, name in figure.pairs:
+        for label in (own, other):
+            if isinstance(label, str) and label not in values:
+                # The names of a measure's values start with its own.
+                reasons = [text for title, text in trouble.items() if label == title or label.startswith(f"{title}:")]
+                raise Missing(reasons[0] if reasons else f"there is no such thing as {label}")
+        mine = figure.of(values[own])
+        theirs = statistics.median(values[other]) if isinstance(other, str) else other
+        found.append({"ours": mine, "reference": theirs, "reference_name": name, "ratio": mine / theirs})
+    worst = (min if figure.more_is_better else max)(found, key=lambda pair: float(pair["ratio"]))
+    rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in worst.items()}
+    return {"name": figure.name, "unit": figure.unit, **rounded}
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    chosen = [contest for contest in contests() if not words or any(word in contest.title for word in words)]
+    values: Values = {}
+    trouble: dict[str, str] = {}
+    machine = report.machine(CACHE)
+    for contest in chosen:
+        hold(contest, values, trouble)
+    figures, missing = [], {}
+    for figure in (figure for contest in chosen for figure in contest.figures):
+        try:
+            wanted = f"{'at least' if figure.more_is_better else 'at most'} {figure.wanted:g}"
+            figures.append({**result(figure, values, trouble), "wanted": wanted})
+        except Missing as exc:
+            missing[figure.name] = str(exc)
+    whole = SIZE == 1 and not words
+    folder = REPOSITORY / "docs" if whole else CACHE / "try"
+    report.write(folder, REPOSITORY / "docs" / "performance.md", machine, figures, missing, trouble, values)
+    plotted = subprocess.run([str(PEERS_PYTHON), str(HERE / "plot.py"), str(folder)], input=json.dumps(values), text=True, check=False)
+    print(f"{folder}/performance.md and performance.json are written" + ("" if plotted.returncode else ", and performance.svg"))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as scratch:
+        SCRATCH = Path(scratch)
+        main()
