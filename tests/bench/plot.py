@@ -35,14 +35,14 @@ def bars(axes: pyplot.Axes, title: str, labels: list[str]) -> None:
 
 
 figure, (top, middle, bottom) = pyplot.subplots(3, figsize=(8, 11), height_ratios=[10, 9, 7], layout="constrained")
-puts = [label for label in values if label.endswith(": put")]
-bars(top, "Enqueue", [*(label for label in OURS if label.startswith("enqueue")), "one file per job", *puts])
-bars(middle, "No-op jobs through, two at a time", ["drain", *(label for label in values if label.endswith(": drain") and not label.startswith("before"))])
+ends = {end: [label for label in values if label.endswith(f": {end}") and not label.startswith("before")] for end in ("put", "drain")}
+bars(top, "Enqueue", ["enqueue 1,000,000", "enqueue 100,000", "enqueue one by one", "one file per job", *ends["put"]])
+bars(middle, "No-op jobs through, two at a time", ["drain", *ends["drain"]])
 for processes, style in ((1, "-"), (16, "--")):
-    for kind, depths in (("batch of {}", (1000, 1_000_000)), ("{} files", (1000, 100_000))):
-        points = [(depth, values.get(f"claim, {kind.format(f'{depth:,}')}, {processes} at a time")) for depth in depths]
-        if all(value for _depth, value in points):
-            bottom.plot(*zip(*points), style, marker="o", label=f"{'as a batch' if '{} ' not in kind else 'as files'}, {processes} at a time")
+    for name, kind, depths in (("a batch", "batch of {}", (1000, 1_000_000)), ("files", "{} files", (1000, 100_000))):
+        points = {depth: values.get(f"claim, {kind.format(f'{depth:,}')}, {processes} at a time") for depth in depths}
+        if all(points.values()):
+            bottom.plot(list(points), list(points.values()), style, marker="o", label=f"as {name}, {processes} at a time")
 bottom.set(title="One claim and finish", xlabel="pending jobs", ylabel="microseconds", xscale="log", ylim=(0, None))
 if bottom.lines:
     bottom.legend()
