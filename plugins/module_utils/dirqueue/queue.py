@@ -691,16 +691,24 @@ class Queue:
         if self._stuck:
             self._let_go(self._stuck)
         self.look()
-        while self._names and not os.path.lexists(self.jobset.gate):
+        lost = False
+        while not os.path.lexists(self.jobset.gate):
+            if not self._names and lost:
+                # All that was listed has gone to others: there may be more.
+                lost = False
+                self._next_names()
+            if not self._names:
+                break
             name = self._names.popleft()
             if not os.access(name + SUFFIX, os.F_OK, dir_fd=self._fds["pending"], follow_symlinks=False):
                 # Somebody else was faster.
+                lost = True
                 continue
             claim = os.urandom(16).hex()
             # Whatever goes wrong from here on, this job must not stay with a worker that has forgotten it.
             self._stuck = Claim(name, claim, {})
             if not self._own(name, holder.record(claim), claim):
-                self._odd_owner(name)
+                lost = not self._odd_owner(name) or lost
                 continue
             if self._is_twice(name):
                 self._disown(name)
@@ -710,6 +718,7 @@ class Queue:
             except OSError as exc:
                 self._disown(name)
                 if isinstance(exc, FileNotFoundError):
+                    lost = True
                     continue
                 raise
             claimed = self._accept(self._stuck)

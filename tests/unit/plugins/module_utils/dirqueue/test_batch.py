@@ -251,6 +251,16 @@ def test_a_worker_works_off_a_batch(host: Any) -> None:
     assert list(host.states().values()) == ["done"] * batch.LEAST
 
 
+def test_who_lost_all_files_of_a_batch_to_others_claims_its_next(host: Any, queue: Queue) -> None:
+    queue.enqueue(many())
+    # Both know of the first files now, and one takes them all.
+    slower = host.queue()
+    assert queue.look() and slower.look()
+    drain(queue, batch.CHUNK)
+    claim = slower.claim(owner.Holder(queue.layout.workers, "t-2"))
+    assert claim and claim.name == f"t_off{batch.CHUNK}"
+
+
 def test_find_does_not_take_a_part_of_a_name(queue: Queue) -> None:
     queue.enqueue(many())
     assert queue.locate("off1") is None
