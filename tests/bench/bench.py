@@ -123,14 +123,15 @@ def house(folder: Path, commit: str = "", **keys: Any) -> Iterator[Host]:
     """A batch user's host whose jobs of the jobset t do nothing."""
     with contextlib.closing(Host(folder, make_program(folder / "program", sources(commit)))) as host:
         host.script("", "job.sh")
-        host.define("t", **{"command": "/bin/true", "stride": 10**6, **keys})
+        standard = {"script": "job.sh", "command": ["/bin/true"], "workdir": str(host.work), "runner": "process", "stride": 10**6}
+        ours(host, "define", {**standard, **keys})
         yield host
 
 
-def ours(host: Host, verb: str, *numbers: int) -> Any:
+def ours(host: Host, verb: str, *words: Any) -> Any:
     """Measure in a process of its own."""
     os.sync()
-    return json.loads(run([sys.executable, str(HERE / "ours.py"), verb, str(host.root), *map(str, numbers)], env=host.environment))
+    return json.loads(run([sys.executable, str(HERE / "ours.py"), verb, str(host.root), *map(json.dumps, words)], env=host.environment))
 
 
 def intake(verb: str, title: str, jobs: int, commit: str = "") -> Measure:
@@ -198,7 +199,7 @@ def workers(folder: Path) -> Values:
         tasks = [task for process in host.processes for task in Path(f"/proc/{process.pid}/task").iterdir()]
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
-    with house(folder, command="/bin/sh") as host:
+    with house(folder, command=["/bin/sh"]) as host:
         host.script("date +%s.%N >> out")
         printed = host.work / "out"
 

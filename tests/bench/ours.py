@@ -4,8 +4,9 @@
 # SPDX-License-Identifier: MIT
 """What is measured inside a process of its own that imports dirqueue; prints one JSON value.
 
-usage: ours.py VERB ROOT [NUMBER...]      with the program in PYTHONPATH, and the jobset t defined below ROOT
+usage: ours.py VERB ROOT [JSON...]        with the program, of whatever age, in PYTHONPATH
 
+    define KEYS      nothing: defines the jobset t below ROOT, which all others need
     enqueue N        seconds to enqueue N jobs by one call
     enqueue_each N   ... by N calls
     fill N FILES     nothing: enqueues N jobs, as files whatever their number if FILES is 1
@@ -35,6 +36,12 @@ from dirqueue.runners.process import Process  # type: ignore[import-not-found]
 
 root = sys.argv[2]
 os.umask(0o077)
+
+
+def define(keys: dict[str, Any]) -> None:
+    layout = Layout(root, "t")
+    layout.create()
+    jobset.store(layout, jobset.Jobset("t", keys))
 
 
 def opened() -> Queue:
@@ -85,7 +92,9 @@ def claims(jobs: int, processes: int) -> float:
         queue = opened()
         holder = owner.Holder(queue.layout.workers, f"t-{number}")
         for turn in range(jobs + 1):
-            claim = queue.claim(holder)
+            # None: another is about to have the only one that is listed.
+            while not (claim := queue.claim(holder)):
+                pass
             queue.finish(claim, "done", {"REASON": "ok"})
             if turn == 0:
                 os.write(ready[1], b".")
@@ -179,5 +188,5 @@ def files(jobs: int) -> float:
 
 
 if __name__ == "__main__":
-    verbs = {call.__name__: call for call in (enqueue, enqueue_each, fill, claims, done, phases, files)}
-    print(json.dumps(verbs[sys.argv[1]](*map(int, sys.argv[3:]))))
+    verbs = {call.__name__: call for call in (define, enqueue, enqueue_each, fill, claims, done, phases, files)}
+    print(json.dumps(verbs[sys.argv[1]](*map(json.loads, sys.argv[3:]))))

@@ -27,6 +27,9 @@ OURS |= {"enqueue one by one": "sagequeue, one by one", "drain": "sagequeue"}
 
 def bars(axes: pyplot.Axes, title: str, labels: list[str]) -> None:
     found = sorted((values[label], label) for label in labels if label in values)
+    if not found:
+        axes.set_axis_off()
+        return
     names = [OURS.get(label, label.partition(":")[0]) for _value, label in found]
     colours = ["tab:orange" if label in OURS else "tab:blue" for _value, label in found]
     axes.bar_label(axes.barh(names, [value for value, _label in found], color=colours), fmt="{:,.0f}", padding=3)
@@ -43,7 +46,7 @@ for processes, style in ((1, "-"), (16, "--")):
         points = {depth: values.get(f"claim, {kind.format(f'{depth:,}')}, {processes} at a time") for depth in depths}
         if all(points.values()):
             bottom.plot(list(points), list(points.values()), style, marker="o", label=f"as {name}, {processes} at a time")
-bottom.set(title="One claim and finish", xlabel="pending jobs", ylabel="microseconds", xscale="log", ylim=(0, None))
 if bottom.lines:
+    bottom.set(title="One claim and finish", xlabel="pending jobs", ylabel="microseconds", xscale="log", ylim=(0, None))
     bottom.legend()
 figure.savefig(Path(sys.argv[1]) / "performance.svg", metadata={"Date": None})
