@@ -91,11 +91,16 @@ def run(words: list[str], seconds: float = 1200, **more: Any) -> str:
     try:
         output, errors = process.communicate(timeout=seconds)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        # What is left: first in a way that lets it clean up.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(10)
     if process.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, words[:4]))} ... ended with {process.returncode}: {(errors or output).strip()[-600:]}")
+        print(errors or output, file=sys.stderr)
+        last = (errors or output).strip().splitlines()[-1:]
+        named = " ".join(Path(word).name for word in words[:4])
+        raise RuntimeError(f"{named} ... ended with {process.returncode}: {''.join(last)}")
     return output
 
 
@@ -210,7 +215,7 @@ def workers(folder: Path) -> Values:
         host.worker("t-1")
         wait_for(lambda: len(lines()) == scaled(1000) and "running" not in host.states().values(), 120)
         status = Path(f"/proc/{host.processes[0].pid}/status").read_text()
-        found["workers: resident"] = [int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) / 1000]
+        found["workers: resident"] = [megabytes("VmRSS", status)]
         for number in (2, 3, 4):
             host.worker(f"t-{number}")
         time.sleep(3)
@@ -226,6 +231,11 @@ def workers(folder: Path) -> Values:
             wait_for(lambda seen=before: len(lines()) > seen)
             found["workers: latency"].append((float(lines()[-1]) - returned) * 1000)
     return found
+
+
+def megabytes(line: str, status: str) -> float:
+    """Read a line of /proc/PID/status."""
+    return int(re.findall(rf"^{line}:\s+(\d+) kB", status, re.MULTILINE)[0]) * 1024 / 1e6
 
 
 # It is run as Ansible runs it on a host, and says at its end how much memory it had.
@@ -253,7 +263,7 @@ def info(title: str, verb: str, *more: int) -> Measure:
                     check=True,
                 )
                 found[f"{title}: seconds"].append(time.perf_counter() - began)
-                found[f"{title}: MB"].append(int(re.findall(r"VmHWM:\s+(\d+) kB", done.stderr)[0]) / 1000)
+                found[f"{title}: MB"].append(megabytes("VmHWM", done.stderr))
                 assert sum(json.loads(done.stdout)["counts"].values()) == scaled(1_000_000), done.stdout[:300]
         return found
 
@@ -561,7 +571,7 @@ def result(figure: Figure, values: Values, trouble: dict[str, str]) -> dict[str,
             if isinstance(label, str) and label not in values:
                 # The names of a measure's values start with its own.
                 reasons = [text for title, text in trouble.items() if label == title or label.startswith(f"{title}:")]
-                raise Missing(reasons[0] if reasons else f"there is no such thing as {label}")
+                raise Missing(reasons[0] if reasons else f"there is no {label.partition(': ')[2]} with {label.partition(':')[0]}")
         mine = figure.of(values[own])
         theirs = statistics.median(values[other]) if isinstance(other, str) else other
         found.append({"ours": mine, "reference": theirs, "reference_name": name, "ratio": mine / theirs})
@@ -595,6 +605,9 @@ def main() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     CACHE.mkdir(parents=True, exist_ok=True)
+    # Of a run that was killed.
+    for left in CACHE.glob("run-*"):
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix="run-") as scratch:
         SCRATCH = Path(scratch)
         main()

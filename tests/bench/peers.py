@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -218,6 +219,7 @@ PEERS = {
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
     if name == "worker":
         {"dirq": dirq_worker, "beanstalkd": beanstalkd_worker}[sys.argv[2]](Path(sys.argv[3]))
     elif name == "huey" and HUEY not in os.environ:

@@ -85,7 +85,8 @@ def page(
             "Microseconds per no-op job, one worker, its clocks around these calls; each phase without those that it calls.\n",
             table(["phase", "before", "now"], rows),
         ]
-    left = [["`" + name + "`", reason.replace("\n", " ").replace("|", "\\|")[:300]] for name, reason in {**missing, **trouble}.items()]
+    others = {name: reason for name, reason in trouble.items() if reason not in missing.values()}
+    left = [[f"`{name}`", " ".join(reason.split()).replace("|", "\\|")] for name, reason in {**missing, **others}.items()]
     if left:
         parts += ["### Left out\n", "What could not be measured in this run, and why.\n", table(["what", "why"], left)]
     rows = [
