@@ -25,7 +25,7 @@ OURS = {"enqueue 1,000,000": "sagequeue, 1,000,000 at once", "enqueue 100,000": 
 OURS |= {"enqueue one by one": "sagequeue, one by one", "drain": "sagequeue"}
 
 
-def bars(axes: pyplot.Axes, title: str, labels: list[str]) -> None:
+def bars(axes: pyplot.Axes, title: str, scale: str, labels: list[str]) -> None:
     found = sorted((values[label], label) for label in labels if label in values)
     if not found:
         axes.set_axis_off()
@@ -33,14 +33,14 @@ def bars(axes: pyplot.Axes, title: str, labels: list[str]) -> None:
     names = [OURS.get(label, label.partition(":")[0]) for _value, label in found]
     colours = ["tab:orange" if label in OURS else "tab:blue" for _value, label in found]
     axes.bar_label(axes.barh(names, [value for value, _label in found], color=colours), fmt="{:,.0f}", padding=3)
-    axes.set(title=title, xlabel="jobs per second", xscale="log")
+    axes.set(title=title, xlabel="jobs per second", xscale=scale)
     axes.margins(x=0.2)
 
 
 figure, (top, middle, bottom) = pyplot.subplots(3, figsize=(8, 11), height_ratios=[10, 9, 7], layout="constrained")
 ends = {end: [label for label in values if label.endswith(f": {end}") and not label.startswith("before")] for end in ("put", "drain")}
-bars(top, "Enqueue", ["enqueue 1,000,000", "enqueue 100,000", "enqueue one by one", "one file per job", *ends["put"]])
-bars(middle, "No-op jobs through, two at a time", ["drain", *ends["drain"]])
+bars(top, "Enqueue", "log", ["enqueue 1,000,000", "enqueue 100,000", "enqueue one by one", "one file per job", *ends["put"]])
+bars(middle, "No-op jobs through, two at a time", "linear", ["drain", *ends["drain"]])
 for processes, style in ((1, "-"), (16, "--")):
     for name, kind, depths in (("a batch", "batch of {}", (1000, 1_000_000)), ("files", "{} files", (1000, 100_000))):
         points = {depth: values.get(f"claim, {kind.format(f'{depth:,}')}, {processes} at a time") for depth in depths}
