@@ -43,7 +43,7 @@ def machine(folder: Path) -> dict[str, str]:
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table that reads well as text, too; the first column is text, a column of numbers stands right."""
-    right = [bool(column) and all(re.fullmatch(r"[0-9.,]*", row[column]) for row in rows) for column in range(len(head))]
+    right = [bool(column) and all(re.fullmatch(r"-?[0-9.,]*", row[column]) for row in rows) for column in range(len(head))]
     widths = [max(3, *(len(row[column]) for row in [head, *rows])) for column in range(len(head))]
 
     def line(cells: list[str]) -> str:
