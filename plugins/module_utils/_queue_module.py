@@ -41,7 +41,8 @@ def run(
         definition = jobset.load(module.params["root"], module.params["jobset"])
         with Queue(Layout(module.params["root"], definition.name), definition) as queue:
             result = call(module, queue)
-            result.setdefault("counts", queue.counts())
+            if "counts" not in result:
+                result["counts"] = queue.counts()
     except (QueueError, OSError, MemoryError) as exc:
         module.fail_json(msg=explain(exc, module.params["root"]))
     module.exit_json(**result)

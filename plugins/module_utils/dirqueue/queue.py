@@ -160,7 +160,6 @@ class Queue:
 
     def _each(self, state: str, closely: bool = False) -> Iterator[str]:
         """Yield the names of the jobs in a state; closely: look at each file as why_refused does, too."""
-        user = os.geteuid()
         with os.scandir(self._listed(state)) as found:
             for number, entry in enumerate(found):
                 if state == "running" and entry.name.endswith(SUFFIX + owner.SUFFIX):
@@ -173,10 +172,8 @@ class Queue:
                 else:
                     yield name
                     with contextlib.suppress(FileNotFoundError):
-                        if closely and number < _CLOSELY:
-                            now = entry.stat(follow_symlinks=False)
-                            if now.st_nlink != 1 or now.st_uid != user or not now.st_mode & stat.S_IRUSR:
-                                self.why_refused(state, name)
+                        if closely and number < _CLOSELY and why_odd(entry.stat(follow_symlinks=False)):
+                            self.why_refused(state, name)
 
     def survey(self) -> dict[str, int]:
         """Return what counts does, and keep in refused, too, every file of the queue that can't be its own."""
