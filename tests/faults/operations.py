@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
@@ -463,4 +463,4 @@ def world(tmp_path_factory: pytest.TempPathFactory, program: Path, monkeypatch: 
         shutil.rmtree(base)
 
 
-__all__ = ["ODD", "OPERATIONS", "STANDING", "STATES", "Operation", "Victim", "World", "jobset", "strace", "violations", "work_off", "world"]
+__all__ = ["ODD", "OPERATIONS", "STANDING", "STATES", "Operation", "Victim", "World", "strace", "violations", "work_off", "world"]

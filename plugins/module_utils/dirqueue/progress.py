@@ -101,7 +101,7 @@ def _rate(queue: Queue, at_a_time: int) -> Optional[float]:
 
 def jobs(queue: Queue) -> list[dict[str, Any]]:
     """Return every job: its name, its state, and what its file says (keys in lower case under values)."""
-    found = []
+    found: list[tuple[str, str, dict[str, str]]] = []
     for state in ("pending", "running", "done", "failed"):
         for name in sorted(queue.entries(state)):
             with contextlib.suppress(FileNotFoundError):
@@ -109,11 +109,12 @@ def jobs(queue: Queue) -> list[dict[str, Any]]:
                     values = queue.read(state, name)
                 except MalformedJob as exc:
                     values = {"REASON": "malformed_job", "DETAIL": str(exc)}
-                found.append({"name": name, "state": state, "values": {key.lower(): value for key, value in values.items()}})
+                found.append((name, state, values))
         if state == "pending":
-            waiting = queue.batched()
-            found += [{"name": n, "state": state, "values": {key.lower(): value for key, value in v.items()}} for n, v in waiting]
-    return found
+            found += [(name, state, values) for name, values in queue.batched()]
+    return [
+        {"name": name, "state": state, "values": {key.lower(): value for key, value in values.items()}} for name, state, values in found
+    ]
 
 
 def duration(seconds: float) -> str:
