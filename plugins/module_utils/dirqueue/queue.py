@@ -357,9 +357,14 @@ class Queue:
         """Append a line to the history, or to what is kept of gates."""
         text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "replace")
         with open(path, "ab+", buffering=0, opener=open_own) as file:
-            end = os.fstat(file.fileno()).st_size
-            # Whoever was cut short by a full disk left half a line.
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            for _look in range(5):
+                end = os.fstat(file.fileno()).st_size
+                if not end or os.pread(file.fileno(), 1, end - 1) == b"\n":
+                    break
+                # Somebody amid a line that crosses a page looks the same as what follows.
+                time.sleep(0.01)
+            else:
+                # Whoever was cut short, by a full disk or SIGKILL, left half a line.
                 text = b"\n" + text
             if file.write(text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -369,7 +374,8 @@ class Queue:
         try:
             with open(self.layout.history, "rb", opener=open_own) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 256 * 1024))
-                return claim.encode() in file.read()
+                # Half a line, that of a writer who was cut short, counts for nothing.
+                return any(claim.encode() in line and _is_whole(line) for line in file.readlines())
         except FileNotFoundError:
             return False
 
@@ -1121,6 +1127,13 @@ class Queue:
             except OSError as exc:
                 raise QueueError(f"jobset {self.jobset.name}: can't open the gate: {explain(exc, self.jobset.gate)}") from exc
         return gate.closed
+
+
+def _is_whole(line: bytes) -> bool:
+    """Tell whether a line of the history is one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return isinstance(json.loads(line), dict)
+    return False
 
 
 def _me() -> str:

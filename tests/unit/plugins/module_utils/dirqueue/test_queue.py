@@ -598,3 +598,30 @@ def test_a_result_whose_staged_file_was_cleaned_away_is_tried_again(host: Any, m
     assert host.states() == {"a": "running"} and host.owners()
     queue.finish(claim, "done", {"REASON": "ok"})
     assert host.states() == {"a": "done"}
+
+
+# ---- history ----------------------------------------------------------------------------------------------------
+
+
+def test_lines_written_at_once_stay_lines(host: Any, queue: Queue) -> None:
+    # Seen between two pages of somebody else's line, the file ends in half a line.
+    write = "import sys; from dirqueue import jobset, layout, queue\n"
+    write += "q = queue.Queue(layout.Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+    write += "[q._append(q.layout.history, {'claim': str(k), 'detail': 'x' * 3000}) for k in range(1500)]"
+    writers = [host.python(write, str(host.root)) for _writer in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert sorted(int(line["claim"]) for line in host.history()) == sorted(3 * list(range(1500)))
+
+
+def test_half_a_line_is_written_again_whole(host: Any, queue: Queue) -> None:
+    holder = owner.Holder(queue.layout.workers, "t-1")
+    queue.enqueue([("a", {})])
+    claim = queue.claim(holder)
+    assert claim
+    queue._overwrite("running", "a", {"CLAIM": claim.id, "RESULT": "done", "REASON": "ok"})
+    history = Path(queue.layout.history)
+    history.write_text(f'{{"job":"a","result":"done","claim":"{claim.id}","rea')
+    holder.release()
+    assert recovered(queue) == {"a": "done"}
+    half, whole = history.read_text().splitlines()
+    assert half.endswith('"rea') and whole.startswith('{"job":"a","result":"done"')
