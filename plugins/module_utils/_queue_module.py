@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from collections import Counter
 from typing import Any, Callable
 
@@ -20,6 +21,24 @@ SHARED: dict[str, dict[str, Any]] = {
     "jobset": {"type": "str", "required": True},
     "root": {"type": "path", "default": "~/sagequeue"},
 }
+
+
+def root_of(given: str) -> str:
+    """Return the queue's root: where HOME is another than the user database's, whose home units of systemd have, it may lie there."""
+    home = os.path.expanduser("~")
+    known = pwd.getpwuid(os.getuid()).pw_dir + given[len(home) :]
+    return known if given.startswith(home + os.sep) and not os.path.isdir(given) and os.path.isdir(known) else given
+
+
+def named(root: str, name: str) -> str:
+    """Return the jobset's name.
+
+    Raises:
+        QueueError: none is given.
+    """
+    if not name:
+        raise QueueError(f"Name a jobset: -e jobset=NAME; defined are {', '.join(jobset.defined(root)) or 'none; run setup'}")
+    return name
 
 
 def run(
@@ -37,14 +56,15 @@ def run(
     # What it makes is private to the user, whatever the umask is.
     os.umask(0o077)
     module = AnsibleModule(argument_spec={**SHARED, **options}, supports_check_mode=True, **more)
+    root = root_of(module.params["root"])
     try:
-        definition = jobset.load(module.params["root"], module.params["jobset"])
-        with Queue(Layout(module.params["root"], definition.name), definition) as queue:
+        definition = jobset.load(root, named(root, module.params["jobset"]))
+        with Queue(Layout(root, definition.name), definition) as queue:
             result = call(module, queue)
             if "counts" not in result:
                 result["counts"] = queue.counts()
     except (QueueError, OSError, MemoryError) as exc:
-        module.fail_json(msg=explain(exc, module.params["root"]))
+        module.fail_json(msg=explain(exc, root))
     module.exit_json(**result)
 
 

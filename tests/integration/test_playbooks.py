@@ -39,8 +39,9 @@ def test_an_unknown_jobset_is_refused_with_the_nearest(house: Any) -> None:
     assert "jobset quik is not defined; defined are other, quick. Did you mean quick?" in result.failures[0]
 
 
-def test_a_jobset_must_be_named(house: Any) -> None:
-    result = house.play("start")
+@pytest.mark.parametrize("command", ["start", "progress"])
+def test_a_jobset_must_be_named(house: Any, command: str) -> None:
+    result = house.play(command)
     assert result.rc != 0
     assert "Name a jobset: -e jobset=NAME; defined are other, quick" in result.failures[0]
 

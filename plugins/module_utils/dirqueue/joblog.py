@@ -10,6 +10,7 @@ disk, is dropped and counted: a log must never hold its job up.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from typing import Callable
 
@@ -38,6 +39,34 @@ def remove(path: str) -> None:
     for piece in [*reversed(pieces(path)), path]:
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(piece)
+
+
+def ends(folder: str, patterns: list[str], lines: int, most: int = 0) -> list[str]:
+    """Return the last lines of logs, each log's below a line with its path.
+
+    Args:
+        folder: where they are.
+        patterns: of their names, as a shell knows them.
+        lines: how many of each.
+        most: how many logs, those written to last; 0: all, by name.
+    """
+    found = sorted({path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern))})
+    if most:
+        found = sorted(found, key=os.path.getmtime)[-most:]
+    said = []
+    for path in found:
+        said.append(f"==> {path} <==")
+        try:
+            with open(path, "rb", opener=open_own) as file:
+                start, data = file.seek(0, os.SEEK_END), b""
+                while start and data.count(b"\n") <= lines:
+                    end, start = start, max(0, start - _CHUNK)
+                    file.seek(start)
+                    data = file.read(end - start) + data
+            said += data.decode("utf-8", "replace").splitlines()[-lines:] if lines else []
+        except OSError as exc:
+            said.append(str(exc))
+    return said
 
 
 class JobLog:

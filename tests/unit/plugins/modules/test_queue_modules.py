@@ -237,3 +237,47 @@ def test_the_program_as_it_is_put_on_a_host(call: Any, host: Any) -> None:
     assert ran.stdout.startswith("sagequeue 0.")
     (path / "sagequeue").write_text("#!/bin/sh\necho older\n", encoding="utf-8")
     assert put()["diff"]["before"] == "older\n"
+
+
+def test_logs(call: Any, host: Any) -> None:
+    define(call, host)
+    assert call("queue_logs", jobset="t")["lines"] == ["No job of t has run yet."]
+    folder = host.root / "var/t/log"
+    for number in range(3):
+        # Longer than what is read at once.
+        (folder / f"t_off{number}.log").write_text(f"first\n{'x' * 70000}\npart {number}\nhalf a line")
+        os.utime(folder / f"t_off{number}.log", (number, number))
+    (folder / "t_off0.log").chmod(0o200)
+    os.mkfifo(folder / "t_off9.log")
+    os.utime(folder / "t_off9.log", (9, 9))
+    assert call("queue_logs", jobset="t", job="t_off2", lines=2)["lines"] == [f"==> {folder}/t_off2.log <==", "part 2", "half a line"]
+    assert len(call("queue_logs", jobset="t", job="t_off1", lines=3)["lines"][1]) == 70000
+    last = call("queue_logs", jobset="t", lines=1, logs=2)["lines"]
+    assert last[:2] == [f"==> {folder}/t_off2.log <==", "half a line"] and "refused" in last[3]
+    for job, reason in (("t_off8", "no such job has run yet"), ("../../../etc/jobsets/t", "is no job's name")):
+        assert reason in call("queue_logs", jobset="t", job=job)["msg"]
+
+
+def test_a_jobset_must_be_named(call: Any, host: Any) -> None:
+    assert "defined are none; run setup" in call("queue_info", jobset="")["msg"]
+    define(call, host)
+    assert call("queue_info", jobset="")["msg"] == "Name a jobset: -e jobset=NAME; defined are t"
+
+
+def test_the_root_may_lie_in_the_home_of_the_user_database(call: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    define(call, host)
+    other = host.base / "other"
+    other.mkdir()
+    monkeypatch.setenv("HOME", str(other))
+    where = "from ansible_collections.sagequeue.batch.plugins.module_utils import _queue_module as m; import pwd, sys\n"
+    where += "pwd.getpwuid = lambda uid: pwd.struct_passwd(('u', 'x', 0, 0, '', sys.argv[1], ''))\n"
+    where += "print(m.root_of(sys.argv[2]))"
+
+    def root(given: str) -> str:
+        words = [sys.executable, "-c", where, str(host.base), given]
+        return subprocess.run(words, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}, capture_output=True, text=True).stdout.strip()
+
+    assert root(str(other / "sagequeue")) == str(host.root)
+    (other / "sagequeue").mkdir()
+    assert root(str(other / "sagequeue")) == str(other / "sagequeue")
+    assert root("/nowhere") == "/nowhere"
