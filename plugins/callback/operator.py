@@ -275,11 +275,16 @@ class CallbackModule(Default):
         """Print what was gathered, each thing once, with the names of the hosts where there are several."""
         gathered, self._gathered = self._gathered, {}
         width, order, several = self._width(), list(self._hosts), len(self._hosts) > 1
+        before = ""
         for (kind, heading, lines), hosts in gathered.items():
             who = ", ".join(sorted(hosts, key=order.index))
             if kind == "change":
                 verb = "would change" if context.CLIARGS.get("check") else "changed"
-                self._print(wrap(f"{verb}: {heading}" + (f" ({who})" if several else ""), width), C.COLOR_CHANGED)
+                change = f"{verb}: {heading}" + (f" ({who})" if several else "")
+                # Each item of a loop has a diff of its own.
+                if change != before:
+                    self._print(wrap(change, width), C.COLOR_CHANGED)
+                before = change
                 # What Ansible made of a diff has its own colours, and is not wrapped.
                 self._print([line for one in lines for line in one.splitlines()])
                 continue
@@ -581,7 +586,7 @@ class CallbackModule(Default):
         self._task = ""
         self._erase()
         ends: dict[str, list[str]] = {}
-        for name in stats.processed:
+        for name in [*(one for one in self._hosts if one in stats.processed), *(one for one in stats.processed if one not in self._hosts)]:
             summary = stats.summarize(name)
             status = "unreachable" if summary["unreachable"] else "failed" if summary["failures"] else "ok"
             self._host(name)["status"] = status
