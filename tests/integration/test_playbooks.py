@@ -89,6 +89,10 @@ def test_progress_status_logs_journal_and_diag_tell(house: Any) -> None:
     assert "quick-1" in status and "other-1" in status
     assert "part 1" in house.play("logs", jobset="quick", job="quick_off1", lines=5).said()
     assert "quick" in house.play("journal", jobset="quick").said()
+    page = house.root / "reports" / "quick.html"
+    assert house.play("report", "--check", jobset="quick").said() == f"The report would be {page}" and not page.exists()
+    assert house.play("report", jobset="quick").said().startswith(f"The report is {page}")
+    assert "5 of 5 jobs are done." in page.read_text()
     diag = house.play("diag")
     assert diag.rc == 0, diag.failures
     (report,) = (house.root / "diag").iterdir()

@@ -109,6 +109,16 @@ def _follow(lines: list[str], ended: bool) -> None:
         _say("\n".join(lines))
 
 
+def _report(options: argparse.Namespace) -> int:
+    # What a worker has no use for is not loaded by it.
+    from . import report
+
+    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+        path = report.write(queue, options.to)
+    _say(report.said(path))
+    return 0
+
+
 def _carriers(options: argparse.Namespace) -> int:
     if not all("=" in pair for pair in options.variables):
         raise QueueError(f"{' '.join(options.variables)!r} is not KEY=VALUE ...")
@@ -144,6 +154,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--follow", action="store_true", help="until nothing more happens by itself")
     command.add_argument("--interval", type=float, default=1.0, help="seconds between two looks with --follow (1)")
     command.set_defaults(call=_progress)
+
+    command = commands.add_parser("report", help="write a page about a jobset: attempts, throughput, failures, run times, memory")
+    command.add_argument("jobset")
+    command.add_argument("--to", default="", metavar="PATH", help="the page's file, or a folder for it (ROOT/reports)")
+    command.set_defaults(call=_report)
 
     command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
     command.add_argument("variables", nargs="+", metavar="KEY=VALUE")
