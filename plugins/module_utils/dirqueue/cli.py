@@ -119,6 +119,26 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _backup(options: argparse.Namespace) -> int:
+    from . import backup
+
+    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+        made = backup.backup(queue, options.file, options.state_files)
+    _say(f"{made['path']}: {backup.described(made)}")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from . import backup
+
+    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+        done = backup.restore(queue, options.file, options.keep_state_files)
+        if done["changed"]:
+            recover(queue, make(queue.layout, queue.jobset), log=_say)
+    _say(backup.told(done))
+    return 0
+
+
 def _carriers(options: argparse.Namespace) -> int:
     if not all("=" in pair for pair in options.variables):
         raise QueueError(f"{' '.join(options.variables)!r} is not KEY=VALUE ...")
@@ -159,6 +179,18 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("jobset")
     command.add_argument("--to", default="", metavar="PATH", help="the page's file, or a folder for it (ROOT/reports)")
     command.set_defaults(call=_report)
+
+    command = commands.add_parser("backup", help="write a jobset into an archive, while its workers run")
+    command.add_argument("jobset")
+    command.add_argument("file", help="the archive, a .tar.gz; none is replaced")
+    command.add_argument("--state-files", action="append", metavar="PATTERN", help="of files in the jobset's workdir, 'state_*.txt'")
+    command.set_defaults(call=_backup)
+
+    command = commands.add_parser("restore", help="put an archive's jobs into the queue of the jobset, which has none")
+    command.add_argument("jobset")
+    command.add_argument("file", help="the archive")
+    command.add_argument("--keep-state-files", action="store_true", help="let those that are there, and differ, stay")
+    command.set_defaults(call=_restore)
 
     command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
     command.add_argument("variables", nargs="+", metavar="KEY=VALUE")

@@ -281,3 +281,26 @@ def test_the_root_may_lie_in_the_home_of_the_user_database(call: Any, host: Any,
     (other / "sagequeue").mkdir()
     assert root(str(other / "sagequeue")) == str(other / "sagequeue")
     assert root("/nowhere") == "/nowhere"
+
+
+def test_backup_and_restore(call: Any, host: Any) -> None:
+    define(call, host)
+    call("queue_enqueue", jobset="t")
+    predicted = call("queue_backup", True, jobset="t")
+    assert predicted["changed"] and predicted["msg"].startswith("would be written: ") and not (host.root / "backup").exists()
+    made = call("queue_backup", jobset="t")
+    assert made["counts"] == predicted["counts"] == {"pending": 4, "running": 0, "done": 0, "failed": 0}
+    assert Path(made["path"]).parent == host.root / "backup" and Path(made["path"]).stat().st_size == made["size"]
+    again = call("queue_backup", jobset="t", path=made["path"])
+    assert again["failed"] and "is there already; name another file" in again["msg"]
+    refused = call("queue_restore", jobset="t", path=made["path"])
+    assert refused["failed"] and "has jobs here already (4 pending)" in refused["msg"]
+    call("queue_remove", jobset="t", confirm="t")
+    predicted = call("queue_restore", True, jobset="t", path=made["path"])
+    assert predicted.get("changed"), predicted
+    assert predicted["msg"].startswith("would be restored: t as it was at ") and host.states() == {}
+    done = call("queue_restore", jobset="t", path=made["path"])
+    assert done["changed"] and done["counts"]["pending"] == 4 and done["waiting"] == ""
+    assert not call("queue_restore", jobset="t", path=made["path"])["changed"]
+    missing = call("queue_restore", jobset="t", path="/none.tar.gz")
+    assert missing["failed"] and missing["msg"].startswith("/none.tar.gz: No such file")
