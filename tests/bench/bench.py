@@ -108,10 +108,10 @@ def run(words: list[str], seconds: float = 1200, **more: Any) -> str:
 
 
 @functools.cache
-def sources(commit: str) -> Path:
-    """Return the folder with the program's sources as of a commit; an empty text: as they are."""
+def sources(commit: str) -> Path | None:
+    """Return the folder with the program's sources as of a commit; None for an empty text: as they are."""
     if not commit:
-        return REPOSITORY / "plugins" / "module_utils" / "dirqueue"
+        return None
     try:
         folder = Path(tempfile.mkdtemp(dir=SCRATCH))
         archive = subprocess.run(

@@ -127,11 +127,11 @@ def done(jobs: int) -> None:
 # What one worker does with a job; a function that others of these call has only the rest for its own.
 PHASES: list[tuple[str, Any, list[str]]] = [
     ("look and claim", Queue, ["look", "claim"]),
-    ("start the process", Process, ["start"]),
+    ("start the process", Process, ["start", "_spawn"]),
     ("wait for its end", worker.Worker, ["_sleep"]),
     ("reap it", Process, ["reap"]),
     ("its log", JobLog, ["__init__", "note", "copy", "started", "close"]),
-    ("finish", Queue, ["finish"]),
+    ("finish", Queue, ["finish", "end", "commit"]),
     ("sync to disk", os, ["fsync", "fdatasync", "sync"]),
     ("sync to disk", queues, ["_sync_file_system"]),
 ]

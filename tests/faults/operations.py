@@ -129,6 +129,23 @@ def _worker(queue: Queue) -> tuple[owner.Holder, Claim]:
     return holder, claim
 
 
+def _two_more(world: World) -> None:
+    with Queue(world.layout, world.jobset) as queue:
+        queue.enqueue([("more1", ODD), ("more2", ODD)])
+
+
+def _finished(queue: Queue) -> tuple[owner.Holder, Claim]:
+    began = _worker(queue)
+    queue.finish(began[1], "done", OK)
+    return began
+
+
+def _finish_several(queue: Queue, began: list[Claim]) -> None:
+    for claim, state, result in zip(began, ("done", "failed", "pending"), (OK, BAD, {"REASON": "gate", "DETAIL": "closed"})):
+        queue.end(claim, state, result)
+    queue.commit()
+
+
 def _holder(queue: Queue) -> tuple[owner.Holder]:
     return (owner.Holder(queue.layout.workers, "victim"),)
 
@@ -140,11 +157,19 @@ def _orphans(world: World) -> None:
         queue.enqueue([("written", ODD)])
         done = {**job.tidy(OK), "RESULT": "done"}
         world.dead_claim(lambda queue, claim: queue._overwrite("running", claim.name, {**claim.values, **done, "CLAIM": claim.id}))
+        queue.enqueue([("noted", ODD)])
+        world.dead_claim(lambda queue, claim: queue.end(claim, "done", OK))
         queue.enqueue([("nonsense", {})])
         world.dead_claim(lambda queue, claim: world.host.put("running", claim.name, MALFORMED) and None)
         world.host.put("running", "bare", job.render(ODD).decode())
         queue.enqueue([("stale", ODD)])
         world.dead_claim(lambda queue, claim: queue._rename(claim.name, "running", "pending"))
+
+
+def _recovered(world: World, _acknowledged: bool) -> bool:
+    noted = world.host.values("noted")
+    anew = noted.get("DETAIL") == "the host has started anew since"
+    return _kept(world, True) and world.host.values("waits")["RECOVERIES"] == "1" and (noted["RESULT"] == "done" or anew)
 
 
 def _recover(queue: Queue, _began: Any) -> None:
@@ -217,6 +242,22 @@ OPERATIONS: dict[str, Operation] = {
         after={"nonsense": {"failed": None, "pending": None}},
         holds=_kept,
     ),
+    # Into a file that was an owner record before.
+    "claim another": Operation(
+        run=lambda queue, began: queue.claim(began[0]),
+        begin=_finished,
+        prepare=_two_more,
+        before={"waits": {"done": ODD, "pending": ODD}, "more1": {"pending": ODD}, "more2": {"pending": ODD}},
+        after={"waits": {"done": ODD}},
+    ),
+    "finish several at once": Operation(
+        run=_finish_several,
+        begin=lambda queue: [_worker(queue)[1], *(queue.claim(owner.Holder(queue.layout.workers, "victim")) for _job in range(2))],
+        prepare=_two_more,
+        before={"more1": {"pending": ODD}, "more2": {"pending": ODD}},
+        after={"waits": {"done": ODD}, "more1": {"failed": ODD}, "more2": {"pending": ODD}},
+        holds=lambda world, acknowledged: not acknowledged or world.host.values("more2").get("REASON") == "gate",
+    ),
     "finish ok": Operation(run=lambda queue, began: queue.finish(began[1], "done", OK), begin=_worker, after={"waits": {"done": ODD}}),
     "finish failed": Operation(
         run=lambda queue, began: queue.finish(began[1], "failed", BAD), begin=_worker, after={"waits": {"failed": ODD}}
@@ -236,11 +277,13 @@ OPERATIONS: dict[str, Operation] = {
         prepare=_orphans,
         before={
             "written": {"done": ODD},
+            # A note that was not synced is not to be trusted after a power cut.
+            "noted": {"done": ODD, "pending": ODD},
             "nonsense": {"failed": None},
             "bare": {"pending": ODD},
             "stale": {"pending": ODD},
         },
-        holds=lambda world, _acknowledged: _kept(world, True) and world.host.values("waits")["RECOVERIES"] == "1",
+        holds=_recovered,
     ),
     "retry": Operation(run=lambda queue, _began: queue.retry(), after={"bad": {"pending": ODD}}),
     "remove": Operation(

@@ -60,7 +60,7 @@ Disk = dict[str, tuple[int, bytes]]
 
 
 class Event(NamedTuple):
-    """One call: what kind (names, data, sync, acknowledged), names set to an inode or removed, whose data or folder, which data."""
+    """One call: its kind (names, data, data over, sync, acknowledged), names set to an inode or removed, whose data or folder, which."""
 
     kind: str
     names: tuple[tuple[str, Optional[int], int], ...] = ()
@@ -83,6 +83,7 @@ def record(world: World, operation: Operation, trace: Path) -> tuple[Disk, list[
         victim.run()
         assert victim.end() == (False, True)
     inodes = {path: inode for path, (inode, _data) in before.items()}
+    recorded = {inode for path, inode in inodes.items() if os.path.basename(path).startswith("owner.")}
     made = itertools.count(-1, -1)
     events = []
     for line in trace.read_text(encoding="utf-8").splitlines():
@@ -113,7 +114,10 @@ def record(world: World, operation: Operation, trace: Path) -> tuple[Disk, list[
         elif call == "write":
             if path in inodes:
                 data = next(codecs.escape_decode(text.encode())[0] for text, _cut, at in _WORD.findall(arguments) if not at)
-                events.append(Event("data", what=inodes[path], data=data))
+                # An owner record is written over one that was there before, all others grow.
+                over = inodes[path] in recorded
+                recorded.update({inodes[path]} if os.path.basename(path).startswith("owner.") else ())
+                events.append(Event("data over" if over else "data", what=inodes[path], data=data))
         elif call in ("link", "linkat"):
             inodes[paths[1]] = inodes[path]
             events.append(Event("names", ((paths[1], inodes[path], inodes[path]),)))
@@ -184,6 +188,9 @@ def disks(model: str, before: Disk, events: list[Event], dice: random.Random) ->
         for event in so_far:
             if event.kind == "data":
                 written[event.what] = written.get(event.what, b"") + event.data
+            elif event.kind == "data over":
+                assert len(written[event.what]) == len(event.data)
+                written[event.what] = event.data
             elif event.kind == "sync" and event.what is None:
                 synced = dict(written)
             elif event.kind == "sync" and event.what in written:
@@ -203,8 +210,11 @@ def disks(model: str, before: Disk, events: list[Event], dice: random.Random) ->
             for shares in shares_of:
                 data = dict(written)
                 for inode, share in zip(unsure, shares):
-                    sure = len(synced.get(inode, b""))
-                    data[inode] = written[inode][: sure + int((len(written[inode]) - sure) * share)]
+                    old, new = synced.get(inode, b""), written[inode]
+                    # What has grown, or was written over.
+                    sure = len(old) if new.startswith(old) else 0
+                    upto = sure + int((len(new) - sure) * share)
+                    data[inode] = new[:upto] + old[upto:]
                 yield acknowledged, {path: (inode, data.get(inode, b"")) for path, inode in tree.items()}
 
 

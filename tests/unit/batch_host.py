@@ -21,6 +21,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jo
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers, end_carriers
+from ansible_collections.sagequeue.batch.plugins.modules import queue_program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -188,14 +189,17 @@ class Host:
         return name
 
 
-def make_program(path: Path, source: Path = REPOSITORY / "plugins" / "module_utils" / "dirqueue") -> Path:
-    """Zip the program sagequeue from the sources."""
-    with open(path, "wb") as file:
-        file.write(b"#!" + os.fsencode(sys.executable) + b"\n")
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("__main__.py", "import sys\nfrom dirqueue.cli import main\nsys.exit(main(program=sys.argv[0]))\n")
-            for module in sorted(source.rglob("*.py")):
-                archive.write(module, str(Path("dirqueue") / module.relative_to(source)))
+def make_program(path: Path, source: Path | None = None) -> Path:
+    """Make the program sagequeue, as the module does, or of other sources."""
+    if source:
+        with open(path, "wb") as file:
+            file.write(b"#!" + os.fsencode(sys.executable) + b"\n")
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("__main__.py", "import sys\nfrom dirqueue.cli import main\nsys.exit(main(program=sys.argv[0]))\n")
+                for module in sorted(source.rglob("*.py")):
+                    archive.write(module, str(Path("dirqueue") / module.relative_to(source)))
+    else:
+        path.write_bytes(queue_program.packed(sys.executable))
     path.chmod(0o755)
     return path
 

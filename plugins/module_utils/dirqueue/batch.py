@@ -27,8 +27,7 @@ CURSOR = ".cursor"
 # From how many new jobs on an enqueue makes a batch, and how many of its jobs become files at a time.
 LEAST = 1000
 CHUNK = 256
-# A line that needs no shell's quoting, and which of its keys are the queue's own.
-_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#\0]*)*\Z")
+# Keys of a line that are the queue's own.
 _SPECIAL = re.compile(rf"(?:^| )(?:{'|'.join((*job.RESULT_KEYS, *job.QUEUE_KEYS))})=")
 _HEAD = re.compile(rb"# batch ([0-9a-f]{16}): ([0-9]{1,12}) jobs enqueued ([0-9TZ:.-]{20,30}), place (-?[0-9]{1,20})\n")
 _READ = 1024 * 1024
@@ -74,7 +73,7 @@ def listed(text: str) -> Lines:
     # A million plain lines in a second; what is not plain is looked at closely.
     if not lines[-1]:
         lines.pop()
-    plain = all(map(_PLAIN.match, lines)) and not any(map(_sets_twice, (entry for entry in lines if entry.count("=") > 1)))
+    plain = all(map(job.PLAIN.match, lines)) and not any(map(_sets_twice, (entry for entry in lines if entry.count("=") > 1)))
     # A character can be four bytes.
     if not plain or _SPECIAL.search(text) or max(map(len, lines), default=0) > job.MAX_BYTES // 8:
         jobs = sorted(job.parse_list(lines), key=lambda entry: -int(entry[1].get("PRIORITY", "0")))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import socket
@@ -30,10 +31,15 @@ _LOCK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,230}\.lock\Z")
 _EXEC_WAIT = 1.0
 
 
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the millisecond."""
     seconds = time.time()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"
+    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
 def _read(path: str) -> str:
@@ -91,7 +97,7 @@ class Holder:
                     break
             os.close(self._fd)
         self._path = path
-        self._self = {
+        record = {
             "OWNER_PID": str(os.getpid()),
             "OWNER_START": process_start(os.getpid()),
             "OWNER_PIDNS": pid_namespace(),
@@ -101,10 +107,11 @@ class Holder:
             "OWNER_WORKER_ID": label,
             "OWNER_LOCK": self.lock,
         }
+        self._record = job.render(record)
 
     def record(self, claim: str) -> bytes:
         """Return the text of an owner record for one claim."""
-        return job.render({**self._self, "OWNER_CLAIM": claim, "OWNER_TS": now()})
+        return self._record + f"OWNER_CLAIM={claim}\nOWNER_TS={now()}\n".encode()
 
     def release(self) -> None:
         """Stop being a holder; only when no record names this holder any more."""

@@ -18,8 +18,9 @@ The rules that make it safe:
 3. Moves towards the end (claim, done, failed) take no lock. Moves to pending, removals and enqueue hold the jobset's
    lock: under it a job moves forward only, so whoever looks through pending, running, done, failed in that
    order sees every job.
-4. A finish is first written into the job's file (RESULT and the CLAIM it belongs to) and then carried out. Recovery
-   that finds a job with the RESULT of its dead owner's claim carries it out, instead of running the job again.
+4. How a job ended is first noted beside it (RESULT and the CLAIM it belongs to, in staging), which SIGKILL does not
+   undo; synced, it becomes the job's file, and then it is carried out. Several that have ended share the syncs.
+   Recovery that finds the RESULT of a dead owner's claim carries it out, instead of running the job again.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ from .jobset import Jobset
 from .layout import STATES, Layout, Refused, open_own, sync_folder, why_odd
 
 _REQUESTED = "STOP requested by "
+_VANISHED = "job {} has vanished from running; its result is not recorded"
+# What the note of a job's end is called in staging, before its claim.
+_NOTE = "result."
+_CLAIM = re.compile(r"[0-9a-f]{32}\Z")
+# So many files are synced one by one, more by one call.
+_FEW = 4
 # One step of PRIORITY in a pending job's place in the queue, in seconds: see _place.
 _PRIORITY_STEP = 10_000_000
 # How many files of one state are looked at closely: a stat takes four times as long as all else that counting takes.
@@ -62,6 +69,23 @@ class Claim(NamedTuple):
     name: str
     id: str
     values: dict[str, str]
+
+
+class _Ended:
+    """A job that has ended, on its way out of running."""
+
+    def __init__(self, name: str, values: dict[str, str], place: int = 0, written: bool = True) -> None:
+        self.name = name
+        self.values = values
+        self.place = place
+        # How far it is: its note is synced, is the job's file, is in the history; it has left running, or has vanished from there.
+        self.synced = self.written = written
+        self.logged = self.moved = self.vanished = False
+
+    def line(self) -> dict[str, str]:
+        """Return the attempt's line in the history."""
+        keys = ("RESULT", *(key for key in job.RESULT_KEYS if key in self.values and key not in ("RESULT", "ORIGINAL")))
+        return {"job": self.name, **{key.lower(): self.values[key] for key in keys}}
 
 
 class Change(NamedTuple):
@@ -122,7 +146,9 @@ class Queue:
         self._names: deque[str] = deque()
         self._bad_batches: set[str] = set()
         self._seen = (-1, 0.0)
-        self._logged = ""
+        self._ended: list[_Ended] = []
+        # Files in staging that were owner records.
+        self._spare: list[str] = []
         self._stuck: Claim | None = None
         self._fds: dict[str, int] = {}
         folders = {**{state: os.path.join(layout.queue, state) for state in STATES}, "staging": layout.staging, "batches": layout.batches}
@@ -140,6 +166,10 @@ class Queue:
 
     def close(self) -> None:
         """Give the folders' descriptors back."""
+        for spare in self._spare:
+            with contextlib.suppress(OSError):
+                os.unlink(spare, dir_fd=self._fds["staging"])
+        self._spare.clear()
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -241,7 +271,9 @@ class Queue:
         Raises:
             FileNotFoundError: it is not in that state (any more).
         """
-        found = os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
+        return self._why_odd(state, name, os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False))
+
+    def _why_odd(self, state: str, name: str, found: os.stat_result) -> str:
         reason = why_odd(found, links=found.st_nlink == 2 and self._is_kept(name, found))
         if reason:
             self.refused[f"{state}/{name}{SUFFIX}"] = reason
@@ -287,8 +319,11 @@ class Queue:
     def _read_file(self, state: str, entry: str) -> bytes:
         # O_NONBLOCK: a FIFO must not hold us up. One byte more than allowed is enough to refuse a huge file.
         fd = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fds[state])
-        with open(fd, "rb") as file:
-            return file.read(job.MAX_BYTES + 1) or b""
+        try:
+            # A regular file's: all of it at once.
+            return os.read(fd, job.MAX_BYTES + 1)
+        finally:
+            os.close(fd)
 
     def read(self, state: str, name: str) -> dict[str, str]:
         """Return a job's values.
@@ -332,15 +367,16 @@ class Queue:
     def _stage(self, entry: str, data: bytes, sync: bool = True) -> None:
         fd = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fds["staging"])
         try:
-            with open(fd, "wb", buffering=0) as file:
-                # A raw write may be short, on a disk that is filling up.
-                if file.write(data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                if sync:
-                    os.fsync(fd)
+            # It may be short, on a disk that is filling up.
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if sync:
+                os.fsync(fd)
         except BaseException:
             os.unlink(entry, dir_fd=self._fds["staging"])
             raise
+        finally:
+            os.close(fd)
 
     def _rename(self, name: str, source: str, target: str, sync: bool = True) -> None:
         os.rename(name + SUFFIX, name + SUFFIX, src_dir_fd=self._fds[source], dst_dir_fd=self._fds[target])
@@ -366,21 +402,24 @@ class Queue:
         place = enqueued - _ahead(values)
         os.utime(staged, ns=(place, place), dir_fd=self._fds["staging"])
 
-    def _append(self, path: str, line: dict[str, Any]) -> None:
-        """Append a line to the history, or to what is kept of gates."""
-        text = (json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n").encode("utf-8", "replace")
-        with open(path, "ab+", buffering=0, opener=open_own) as file:
+    def _append(self, path: str, *lines: dict[str, Any]) -> None:
+        """Append lines to the history, or to what is kept of gates."""
+        text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines).encode("utf-8", "replace")
+        fd = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        try:
             for _look in range(5):
-                end = os.fstat(file.fileno()).st_size
-                if not end or os.pread(file.fileno(), 1, end - 1) == b"\n":
+                end = os.fstat(fd).st_size
+                if not end or os.pread(fd, 1, end - 1) == b"\n":
                     break
                 # Somebody amid a line that crosses a page looks the same as what follows.
                 time.sleep(0.01)
             else:
                 # Whoever was cut short, by a full disk or SIGKILL, left half a line.
                 text = b"\n" + text
-            if file.write(text) != len(text):
+            if os.write(fd, text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
 
     def _in_history(self, claim: str) -> bool:
         """Tell whether an attempt is among the latest lines of the history."""
@@ -636,12 +675,14 @@ class Queue:
             places = []
             for name in self.entries("pending"):
                 with contextlib.suppress(FileNotFoundError):
-                    if not self.why_refused("pending", name):
-                        found = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False)
-                        places.append((found.st_mtime_ns, _natural(name), name))
-            places.sort()
+                    found = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False)
+                    if not self._why_odd("pending", name, found):
+                        places.append((found.st_mtime_ns, name))
+            # Names matter only where places are equal, and take long to compare.
+            equal = len({place for place, _name in places}) < len(places)
+            places.sort(key=(lambda entry: (entry[0], _natural(entry[1]))) if equal else None)
             first = self._first_batch()
-            self._names.extend(name for place, _key, name in places if not first or place < first[0])
+            self._names.extend(name for place, name in places if not first or place < first[0])
             if self._names or not first:
                 break
             with self.lock():
@@ -675,14 +716,10 @@ class Queue:
         return min(places, default=None)
 
     def look(self) -> bool:
-        """Tell whether there may be something to claim: the gate is open, and a job is pending."""
-        if self._stuck:
-            return True
-        if os.path.lexists(self.jobset.gate):
-            return False
-        if not self._names:
+        """Tell whether there may be something to claim: a job was listed as pending, or is found so now, with an open gate."""
+        if not self._names and not self._stuck and not os.path.lexists(self.jobset.gate):
             self._next_names()
-        return bool(self._names)
+        return bool(self._names or self._stuck)
 
     def arm(self) -> bool:
         """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""
@@ -706,17 +743,16 @@ class Queue:
         """
         if self._stuck:
             self._let_go(self._stuck)
-        self.look()
-        lost = False
+        lost = not self._names
         while not os.path.lexists(self.jobset.gate):
             if not self._names and lost:
                 # All that was listed has gone to others: there may be more.
                 lost = False
                 self._next_names()
             if not self._names:
-                break
+                return None
             name = self._names.popleft()
-            if not os.access(name + SUFFIX, os.F_OK, dir_fd=self._fds["pending"], follow_symlinks=False):
+            if not self._is_in("pending", name):
                 # Somebody else was faster.
                 lost = True
                 continue
@@ -744,13 +780,19 @@ class Queue:
             self._stuck = None
             if claimed:
                 return claimed
+        # What is listed is old when the gate opens.
+        self._names.clear()
+        self._seen = (-1, 0.0)
         return None
+
+    def _is_in(self, state: str, name: str) -> bool:
+        return os.access(name + SUFFIX, os.F_OK, dir_fd=self._fds[state], follow_symlinks=False)
 
     def _is_twice(self, name: str) -> bool:
         """Tell whether a pending job is in another state, too. The caller has its owner record."""
-        others = [state for state in STATES if os.access(name + SUFFIX, os.F_OK, dir_fd=self._fds[state], follow_symlinks=False)]
-        if len(others) > 1 and others[0] == "pending":
-            self.refused[f"pending/{name}{SUFFIX}"] = f"is in {others[1]}, too: remove the one that should not be"
+        others = [state for state in STATES[1:] if self._is_in(state, name)]
+        if others and self._is_in("pending", name):
+            self.refused[f"pending/{name}{SUFFIX}"] = f"is in {others[0]}, too: remove the one that should not be"
             return True
         return False
 
@@ -772,7 +814,7 @@ class Queue:
                 values = self.read("running", claim.name)
             with contextlib.suppress(FileNotFoundError):
                 if values.get("CLAIM") == claim.id:
-                    self._carry_out(claim.name, values)
+                    self._carry_out([_Ended(claim.name, values)])
                 else:
                     with self.lock():
                         self._rename(claim.name, "running", "pending")
@@ -782,8 +824,7 @@ class Queue:
     def _own(self, name: str, record: bytes, claim: str, locked: bool = False) -> bool:
         """Make the owner record of a pending job; False if somebody else has it."""
         entry = name + SUFFIX + owner.SUFFIX
-        staged = f"owner.{claim}"
-        self._stage(staged, record, sync=False)
+        staged = self._stage_owner(record, claim)
         try:
             for _attempt in range(2):
                 try:
@@ -796,9 +837,35 @@ class Queue:
         finally:
             os.unlink(staged, dir_fd=self._fds["staging"])
 
+    def _stage_owner(self, record: bytes, claim: str) -> str:
+        """Write an owner record into staging, if possible into a file that was one; return its name there."""
+        while self._spare:
+            staged = self._spare.pop()
+            with contextlib.suppress(FileNotFoundError):
+                fd = os.open(staged, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fds["staging"])
+                try:
+                    # Of this holder, that is, and not of one before.
+                    if os.fstat(fd).st_size == len(record) == os.write(fd, record):
+                        return staged
+                finally:
+                    os.close(fd)
+                os.unlink(staged, dir_fd=self._fds["staging"])
+        self._stage(f"owner.{claim}", record, sync=False)
+        return f"owner.{claim}"
+
     def _disown(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name + SUFFIX + owner.SUFFIX, dir_fd=self._fds["running"])
+
+    def _release(self, one: _Ended) -> None:
+        """Disown a job that has left running, and keep the record's file for the next: to make and delete one each time takes long.
+
+        Whoever is reading it sees this holder, who lives, and perhaps its next claim; of the job, that it is not running.
+        """
+        spare = f"owner.{one.values['CLAIM']}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(one.name + SUFFIX + owner.SUFFIX, spare, src_dir_fd=self._fds["running"], dst_dir_fd=self._fds["staging"])
+            self._spare.append(spare)
 
     def _clear_stale_owner(self, name: str, locked: bool) -> bool:
         """Remove the record of a claimer that died before its job was running."""
@@ -820,7 +887,13 @@ class Queue:
         return owner.why_dead(record, self.layout.workers) != "" and self.locate(name) != "running"
 
     def finish(self, claim: Claim, state: str, result: dict[str, str]) -> None:
-        """Bring a claimed job to done, failed, or back to pending; durable on return.
+        """Bring a claimed job to done, failed, or back to pending; durable on return. See end and commit."""
+        self.end(claim, state, result)
+        if claim.name in self.commit():
+            raise LostClaim(_VANISHED.format(claim.name))
+
+    def end(self, claim: Claim, state: str, result: dict[str, str]) -> None:
+        """Note how a claimed job ended. It is still owned and running; commit, which must follow, brings it to its state.
 
         Args:
             claim: as claim returned it.
@@ -828,30 +901,103 @@ class Queue:
             result: what its file is to say besides (RESULT_KEYS).
         Raises:
             LostClaim: the job is no longer this claim's.
-            OSError: it could not be recorded; the job is still owned, try again.
+            OSError: it can't be written; try again.
         """
-        record = self.owner_of(claim.name)
-        if not record or record.get("OWNER_CLAIM") != claim.id:
-            raise LostClaim(f"job {claim.name} is no longer held by claim {claim.id}; its result is not recorded")
-        values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
         try:
-            self._overwrite("running", claim.name, values)
-            self._carry_out(claim.name, values)
+            held = claim.id.encode() in self._read_file("running", claim.name + SUFFIX + owner.SUFFIX)
+        except FileNotFoundError:
+            held = False
+        if not held:
+            raise LostClaim(f"job {claim.name} is no longer held by claim {claim.id}; its result is not recorded")
+        try:
+            # The file's mtime is the job's place in the queue, see _place: it stays.
+            place = os.stat(claim.name + SUFFIX, dir_fd=self._fds["running"], follow_symlinks=False).st_mtime_ns
         except FileNotFoundError as exc:
             self._disown(claim.name)
-            raise LostClaim(f"job {claim.name} has vanished from running; its result is not recorded") from exc
-        self._disown(claim.name)
+            raise LostClaim(_VANISHED.format(claim.name)) from exc
+        # RESULT is last: what lacks it is not whole.
+        values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
+        ended = _Ended(claim.name, values, place, written=False)
+        self._note(ended)
+        self._ended.append(ended)
 
-    def _carry_out(self, name: str, values: dict[str, str], locked: bool = False) -> None:
-        """Do what a running job's RESULT says (rule 4). The caller has its owner record, and the lock if it says so."""
-        claim = values["CLAIM"]
-        if self._logged != claim and not (locked and self._in_history(claim)):
-            keys = ("RESULT", *(key for key in job.RESULT_KEYS if key in values and key not in ("RESULT", "ORIGINAL")))
-            self._append(self.layout.history, {"job": name, **{key.lower(): values[key] for key in keys}})
-            self._logged = claim
-        needs_lock = values["RESULT"] == "pending" and not locked
-        with self.lock() if needs_lock else contextlib.nullcontext():
-            self._rename(name, "running", values["RESULT"])
+    def _note(self, ended: _Ended) -> None:
+        entry = _NOTE + ended.values["CLAIM"]
+        with contextlib.suppress(FileExistsError):
+            self._stage(entry, job.render(ended.values), sync=False)
+        os.utime(entry, ns=(ended.place, ended.place), dir_fd=self._fds["staging"])
+
+    def _noted(self, record: dict[str, str]) -> dict[str, str] | None:
+        """Return how a dead owner's job ended, if that was noted. Not what a power cut may have spoiled."""
+        claim = record.get("OWNER_CLAIM", "")
+        if not _CLAIM.match(claim) or record.get("OWNER_BOOT") != owner.boot_id():
+            return None
+        with contextlib.suppress(FileNotFoundError, Refused, MalformedJob):
+            with open(os.path.join(self.layout.staging, _NOTE + claim), "rb", opener=open_own) as file:
+                values = job.parse(file.read(job.MAX_BYTES + 1))
+            return values if values.get("CLAIM") == claim and values.get("RESULT") in STATES else None
+        return None
+
+    def commit(self) -> list[str]:
+        """Bring all jobs whose end was noted to their states, by the same few syncs; durable on return.
+
+        Returns:
+            those that have vanished from running meanwhile.
+        Raises:
+            OSError: it could not be recorded; those jobs are still owned, try again.
+        """
+        ended = self._ended
+        self._sync_notes([one for one in ended if not one.synced])
+        for one in ended:
+            if not one.written:
+                entry = _NOTE + one.values["CLAIM"]
+                try:
+                    os.rename(entry, one.name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["running"])
+                except FileNotFoundError as exc:
+                    # To a clean-up whose clock was set forward it was an old one. The job itself is still there: try again.
+                    self._note(one)
+                    one.synced = False
+                    raise OSError(errno.ESTALE, "its new file was cleaned away", os.path.join(self.layout.staging, entry)) from exc
+                one.written = True
+        self._carry_out(ended)
+        for one in ended:
+            self._release(one)
+        self._ended = []
+        return [one.name for one in ended if one.vanished]
+
+    def _sync_notes(self, ended: list[_Ended]) -> None:
+        if len(ended) < _FEW:
+            for one in ended:
+                with contextlib.suppress(FileNotFoundError):
+                    fd = os.open(_NOTE + one.values["CLAIM"], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fds["staging"])
+                    try:
+                        os.fsync(fd)
+                    finally:
+                        os.close(fd)
+        else:
+            _sync_file_system(self._fds["staging"])
+        for one in ended:
+            one.synced = True
+
+    def _carry_out(self, ended: list[_Ended], locked: bool = False) -> None:
+        """Do what the RESULT of running jobs says (rule 4). The caller has their owner records, and the lock if it says so."""
+        unlogged = [one for one in ended if not one.logged and not (locked and self._in_history(one.values["CLAIM"]))]
+        if unlogged:
+            self._append(self.layout.history, *(one.line() for one in unlogged))
+        for one in ended:
+            one.logged = True
+        states = sorted({one.values["RESULT"] for one in ended})
+        with self.lock() if "pending" in states and not locked else contextlib.nullcontext():
+            for one in ended:
+                if not one.moved:
+                    try:
+                        self._rename(one.name, "running", one.values["RESULT"], sync=False)
+                    except FileNotFoundError:
+                        one.vanished = True
+                    one.moved = True
+            # The new entries first: a job that a power cut shows twice is better than one it shows nowhere.
+            for state in (*states, "running") if states else ():
+                os.fsync(self._fds[state])
 
     def reject(self, claim: Claim, reason: str, locked: bool = False) -> None:
         """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed."""
@@ -868,7 +1014,7 @@ class Queue:
         values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
         values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
-        self._carry_out(claim.name, values, locked)
+        self._carry_out([_Ended(claim.name, values)], locked)
         self._disown(claim.name)
 
     # ---- backward moves ---------------------------------------------------------------------------------------
@@ -905,17 +1051,21 @@ class Queue:
             if not check and not self._take_over(name, holder.record(claim), claim):
                 return Change(name, "running", "running", "left alone: somebody is trying to claim it")
         try:
-            values = self.read("running", name)
+            noted = self._noted(dead)
+            values = noted or self.read("running", name)
             # A power cut may have left nothing of the record. What was rejected has no values of its own any more: it must not run.
             rejected = values.get("REASON") == "malformed_job" and "CLAIM" in values
-            if (values.get("CLAIM") != claim and not rejected) or values.get("RESULT") not in STATES:
+            unknown = (values.get("CLAIM") != claim and not rejected) or values.get("RESULT") not in STATES
+            if unknown:
                 job.check_room(values)
                 values = self._recovered(name, values, claim, dead.get("OWNER_WORKER_ID", ""), why)
-                if not check:
-                    self._overwrite("running", name, values)
             if not check:
-                self._carry_out(name, values, locked=True)
+                if noted or unknown:
+                    self._overwrite("running", name, values)
+                self._carry_out([_Ended(name, values)], locked=True)
                 self._disown(name)
+                if noted:
+                    os.unlink(_NOTE + claim, dir_fd=self._fds["staging"])
         except MalformedJob as exc:
             if not check:
                 self.reject(Claim(name, claim, {}), str(exc), locked=True)

@@ -30,7 +30,11 @@ _ARMED = 2.0
 _READY = 5.0
 _SAMPLE = 5.0
 _AGAIN = 5.0
+# How many jobs that have ended are recorded together, and how long the first of them waits for others (seconds).
+_TOGETHER = 64
+_LATER = 0.05
 # Reasons that are not the job's own doing: such an attempt does not count.
+_UNRECORDED = "jobs have ended, but that can't be recorded"
 _UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")
 
 _T = TypeVar("_T")
@@ -67,6 +71,10 @@ class Worker:
         self._token_until = 0.0
         self._said = ""
         self._refused: set[str] = set()
+        # What is to be said of the jobs that have ended, once that is recorded; and when the first of them had.
+        self._ended: dict[str, str] = {}
+        self._ended_at = 0.0
+        self._kills = (0.0, 0)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _define(self) -> None:
@@ -119,6 +127,7 @@ class Worker:
                     claim = self.queue.claim(self.holder)
             except (OSError, MemoryError, QueueError) as exc:
                 self._say(f"waiting: {explain(exc, self.layout.base)}")
+                self._try(self._commit)
                 self._sleep(_AGAIN)
                 continue
             for entry in self.queue.refused.keys() - self._refused:
@@ -127,6 +136,8 @@ class Worker:
             if claim:
                 self._said = ""
                 self._work(claim)
+            elif self._ended:
+                self._insist(self._commit, _UNRECORDED)
             elif self.until_idle:
                 break
             elif not armed:
@@ -136,6 +147,7 @@ class Worker:
             else:
                 self._sleep(_ARMED)
                 armed = False
+        self._insist(self._commit, _UNRECORDED)
         self.log(f"worker {self.name} stops" + (f" ({self._stopping})" if self._stopping else ""))
         self.runner.close()
         self.holder.release()
@@ -168,13 +180,25 @@ class Worker:
         attempts = job.number(claim.values, "ATTEMPTS")
         result["ATTEMPTS"] = str(attempts if result["REASON"] in _UNCOUNTED else attempts + 1)
         try:
-            self._insist(lambda: self.queue.finish(claim, state, result), f"job {claim.name} is {state}, but that can't be recorded")
-            self.log(f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})")
+            self._insist(lambda: self.queue.end(claim, state, result), f"job {claim.name} is {state}, but that can't be recorded")
         except LostClaim as exc:
             self.log(str(exc))
-        if result["REASON"] in ("runner_lost", "not_started"):
+        else:
+            self._ended_at = self._ended_at if self._ended else time.monotonic()
+            self._ended[claim.name] = f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})"
+        unready = result["REASON"] in ("runner_lost", "not_started")
+        if unready or len(self._ended) >= _TOGETHER or time.monotonic() > self._ended_at + _LATER:
+            self._insist(self._commit, _UNRECORDED)
+        if unready:
             self._token = ""
             self._sleep(1.0)
+
+    def _commit(self) -> None:
+        """Record how jobs have ended, all at once."""
+        vanished = self.queue.commit()
+        for name, said in self._ended.items():
+            self.log(f"job {name} has vanished from running; its result is not recorded" if name in vanished else said)
+        self._ended.clear()
 
     def _execute(self, claim: Claim) -> tuple[str, dict[str, str]]:
         """Run a claimed job to its end; return the state it goes to and what its file is to say."""
@@ -205,7 +229,7 @@ class Worker:
                 # It was done before, and is redone: a daemon, say, that it left then must not run beside it.
                 earlier = carried(self.layout, claim.name, claim.values["CLAIM"])
                 self._insist(lambda: self.runner.end(earlier), f"what job {claim.name} left running can't be ended")
-            kills = _oom_kills()
+            kills = self._oom_kills()
             command = Command(argv, environment, log.output)
             try:
                 running = self.runner.start(command, carried(self.layout, claim.name, claim.id), self._token)
@@ -216,7 +240,8 @@ class Worker:
                 return self._lost(claim, f"the job can't be started: {exc}")
             log.started()
             outcome, ended_for = self._watch(running, log)
-            state, more = self._judge(claim, running, outcome, ended_for, attempt, _oom_kills() > kills)
+            killed = outcome.signal == signal.SIGKILL and self._oom_kills(again=True) > kills
+            state, more = self._judge(claim, running, outcome, ended_for, attempt, killed)
             if state != "done" or ended_for or outcome.exit_status != 0:
                 # A wrapper may have ended before what it started, and the job may run again: nothing of it must be left.
                 self._insist(lambda: self.runner.end(running.carries), f"job {claim.name} can't be ended")
@@ -231,12 +256,21 @@ class Worker:
             log.note(f"{state}: {_because(more)}")
         return state, more
 
+    def _oom_kills(self, again: bool = False) -> int:
+        """Return how often the kernel has killed for want of memory, as of the last second or (again) as of now."""
+        now = time.monotonic()
+        if again or now > self._kills[0] + 1:
+            self._kills = (now, _oom_kills())
+        return self._kills[1]
+
     def _watch(self, running: Running, log: JobLog) -> tuple[Outcome, str]:
         """Wait for a command's end; return how it ended, and why we ended it (timeout, worker_stopped or nothing)."""
         now = time.monotonic()
         deadline = now + self.jobset.timeout if self.jobset.timeout else float("inf")
         sample = now + 0.5
         ended_for = ""
+        # Those that ended before it wait no longer than they have to.
+        record = self._ended_at + _LATER if self._ended else float("inf")
         while True:
             log.copy()
             outcome = self.runner.reap(running)
@@ -250,10 +284,13 @@ class Worker:
             elif ended_for and now >= deadline:
                 deadline = now + self.jobset.grace
                 self._try(lambda: self.runner.end(running.carries))
+            elif now >= record:
+                self._try(self._commit)
+                record = now + _AGAIN if self._ended else float("inf")
             elif now >= sample:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
-            self._sleep(min(deadline, sample) - time.monotonic(), log.fileno(), running.fileno)
+            self._sleep(min(deadline, sample, record) - time.monotonic(), log.fileno(), running.fileno)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:
@@ -279,7 +316,7 @@ class Worker:
         if lost:
             return self._lost(claim, lost)
         if outcome.signal is not None:
-            if out_of_memory and outcome.signal == signal.SIGKILL:
+            if out_of_memory:
                 return self._again(attempt, "out_of_memory", "killed while the kernel was out of memory")
             return self._again(attempt, "signal", f"ended by {_signal_name(outcome.signal)}")
         return self._again(attempt, "exit_status", f"exit status {outcome.exit_status}")

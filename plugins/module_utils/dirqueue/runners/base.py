@@ -10,9 +10,11 @@ whose it is and end it, also when its worker is long gone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import signal
-import subprocess
+import sys
 import time
 from typing import Callable, NamedTuple, Optional
 
@@ -23,6 +25,8 @@ from ..layout import Layout
 
 # Seconds that a process gets to vanish after SIGKILL.
 _KILL_WAIT = 10.0
+# As os.fsencode does it.
+_ENCODING = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 class Command(NamedTuple):
@@ -44,14 +48,12 @@ class Outcome(NamedTuple):
 class Running:
     """A command that was started. token says in which surroundings, see Runner.ready.
 
-    process is what was started here, None if something else has started the command; then fileno is a descriptor on
-    which to wait for news of it.
+    session is the pid, and the session, of what was started here, 0 if something else has started the command; then fileno is
+    a descriptor on which to wait for news of it.
     """
 
-    def __init__(self, process: Optional[subprocess.Popen[bytes]], carries: dict[str, str], token: str) -> None:
-        self.process = process
-        # The session of what was started here.
-        self.session = process.pid if process else 0
+    def __init__(self, session: int, carries: dict[str, str], token: str) -> None:
+        self.session = session
         self.carries = carries
         self.token = token
         self.fileno = -1
@@ -181,6 +183,47 @@ class Runner:
         self.layout = layout
         self.jobset = jobset
         self.log = log
+        self._inherited = dict(os.environb)
+
+    def _spawn(self, words: list[str], variables: dict[str, str], output: int, folder: str) -> int:
+        """Start a program in a session of its own; return its pid.
+
+        A process of ours has as little to do here as possible: it is short jobs that this holds up.
+
+        Args:
+            words: the program, looked for in the PATH that it gets, and its arguments.
+            variables: what it gets beside our own variables.
+            output: the descriptor that it writes into.
+            folder: where it starts.
+        Raises:
+            OSError: it can't be started.
+        """
+        own = {name.encode(*_ENCODING): value.encode(*_ENCODING) for name, value in variables.items()}
+        environment = {**self._inherited, **own}
+        program: str | None = words[0]
+        # A process is where its parent was. We ourselves have no need of a place.
+        os.chdir(folder)
+        try:
+            if "/" not in words[0]:
+                program = shutil.which(words[0], path=os.fsdecode(environment.get(b"PATH", os.defpath)))
+                if not program:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
+            # All that is ours closes at execve(2), not before: until then the child has its worker's lock, see owner.why_dead.
+            return os.posix_spawn(
+                program or "",
+                words,
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
+                ],
+                setsid=True,
+                # Python ignores these.
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        finally:
+            os.chdir("/")
 
     def close(self) -> None:
         """Let go of what was kept for commands to come."""
@@ -222,12 +265,10 @@ class Runner:
 
     def reap(self, running: Running) -> Outcome | None:
         """Return how the command ended, None while it runs."""
-        assert running.process
-        pid, status, usage = os.wait4(running.process.pid, os.WNOHANG)
+        pid, status, usage = os.wait4(running.session, os.WNOHANG)
         if pid == 0:
             return None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
-        running.process.returncode = code
         return self._outcome(running, code, usage.ru_maxrss)
 
     def _outcome(self, running: Running, code: int, client_kib: int) -> Outcome:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 
@@ -43,17 +42,8 @@ class Podman(Runner):
         options = []
         for name, value in command.environment.items():
             options += ["--env", name if name in passed else f"{name}={value}"]
-        process = subprocess.Popen(
-            [*words, *options, target, *command.argv],
-            stdin=subprocess.DEVNULL,
-            stdout=command.output,
-            stderr=command.output,
-            env={**os.environ, **passed},
-            start_new_session=True,
-            # All that is ours closes at execve(2), not before: until then the child has its worker's lock, see owner.why_dead.
-            close_fds=False,
-        )
-        return Running(process, carries, token)
+        pid = self._spawn([*words, *options, target, *command.argv], passed, command.output, "/")
+        return Running(pid, carries, token)
 
     def sample(self, running: Running) -> None:
         """See Runner.sample. The podman client, in its own session, carries the variables, too, and does not count."""

@@ -132,7 +132,7 @@ class Delegated(Running):
     """A command that an agent has been told to start."""
 
     def __init__(self, agent: Agent, carries: dict[str, str], fileno: int) -> None:
-        super().__init__(None, carries, agent.token)
+        super().__init__(0, carries, agent.token)
         self.agent = agent
         self.fileno = fileno
         self.lost = ""

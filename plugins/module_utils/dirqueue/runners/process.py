@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 
 from ..errors import NotReady
 from .base import Command, Outcome, Runner, Running, end_carriers
@@ -30,18 +29,7 @@ class Process(Runner):
 
     def start(self, command: Command, carries: dict[str, str], token: str) -> Running:
         """See Runner.start."""
-        process = subprocess.Popen(
-            command.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=command.output,
-            stderr=command.output,
-            cwd=self.jobset.workdir,
-            env={**os.environ, **command.environment},
-            start_new_session=True,
-            # All that is ours closes at execve(2), not before: until then the child has its worker's lock, see owner.why_dead.
-            close_fds=False,
-        )
-        return Running(process, carries, token)
+        return Running(self._spawn(command.argv, command.environment, command.output, self.jobset.workdir), carries, token)
 
     def signal(self, running: Running, number: int) -> None:
         """See Runner.signal."""

@@ -124,7 +124,8 @@ def test_a_full_disk_and_nothing_is_enqueued_by_force_either(small_disk: Any) ->
         queue.enqueue([(name, {"TEXT": "x" * 30_000}) for name, _values in [("fresh", {}), *finished]], force=True)
     assert small_disk.states() == before
     assert small_disk.values("old0")["REASON"] == "ok"
-    assert os.listdir(queue.layout.staging) == []
+    # But for the file of an owner record, to be used again.
+    assert [entry for entry in os.listdir(queue.layout.staging) if not entry.startswith("owner.")] == []
 
 
 def test_a_limit_on_file_sizes_and_nothing_is_enqueued(host: Any, queue: Queue) -> None:
@@ -579,25 +580,88 @@ def test_the_kernel_tells_of_news(host: Any, news: str) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
 
 
-def test_a_result_whose_staged_file_was_cleaned_away_is_tried_again(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    host.define()
-    queue = host.queue()
+def test_a_result_whose_staged_file_was_cleaned_away_is_tried_again(host: Any, queue: Queue, holder: owner.Holder) -> None:
     queue.enqueue([("a", {})])
-    claim = queue.claim(owner.Holder(queue.layout.workers, "t-1"))
-    real = os.utime
-
-    def cleaned(staged: str, **more: Any) -> None:
-        # What a recovery does whose clock was set forward.
-        os.unlink(staged, dir_fd=more["dir_fd"])
-        real(staged, **more)
-
-    monkeypatch.setattr(os, "utime", cleaned)
+    queue.end(queue.claim(holder), "done", {"REASON": "ok"})
+    # What a recovery does whose clock was set forward.
+    os.unlink(f"{queue.layout.staging}/result.{queue.owner_of('a')['OWNER_CLAIM']}")
     with pytest.raises(OSError, match="its new file was cleaned away"):
-        queue.finish(claim, "done", {"REASON": "ok"})
-    monkeypatch.undo()
+        queue.commit()
     assert host.states() == {"a": "running"} and host.owners()
-    queue.finish(claim, "done", {"REASON": "ok"})
-    assert host.states() == {"a": "done"}
+    assert queue.commit() == []
+    assert host.states() == {"a": "done"} and host.values("a")["RESULT"] == "done"
+
+
+# ---- several at once --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(queue: Queue, holder: owner.Holder) -> Any:
+    queue.enqueue([("a", {"X": "1"}), ("b", {}), ("c", {})])
+    return [queue.claim(holder) for _job in range(3)]
+
+
+def test_several_are_recorded_together(host: Any, queue: Queue, three: Any) -> None:
+    for claim, state in zip(three, ("done", "failed", "pending")):
+        queue.end(claim, state, {"REASON": "ok", "ATTEMPTS": "1"})
+    assert set(host.states().values()) == {"running"} and len(host.owners()) == 3 and host.history() == []
+    assert queue.commit() == [] and queue.commit() == []
+    assert host.states() == {"a": "done", "b": "failed", "c": "pending"} and host.owners() == []
+    assert [(line["job"], line["result"]) for line in host.history()] == [("a", "done"), ("b", "failed"), ("c", "pending")]
+    assert host.values("a")["X"] == "1"
+
+
+def test_one_that_vanishes_does_not_hold_up_the_others(host: Any, queue: Queue, three: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for claim in three:
+        queue.end(claim, "done", {"REASON": "ok"})
+    append = queue._append
+
+    def meanwhile(*words: Any) -> None:
+        append(*words)
+        host.path("running", "b").unlink()
+
+    monkeypatch.setattr(queue, "_append", meanwhile)
+    assert queue.commit() == ["b"]
+    assert host.states() == {"a": "done", "c": "done"} and host.owners() == []
+
+
+def test_what_ended_and_was_not_recorded_when_its_worker_died_is_recovered_as_it_ended(host: Any, queue: Queue) -> None:
+    queue.enqueue([("a", {}), ("b", {})])
+    pid = os.fork()
+    if not pid:
+        victim = owner.Holder(queue.layout.workers, "t-2")
+        queue.end(queue.claim(victim), "failed", {"REASON": "timeout"})
+        queue.claim(victim)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert host.states() == {"a": "running", "b": "running"}
+    assert recovered(queue) == {"a": "failed", "b": "pending"}
+    assert host.values("a")["REASON"] == "timeout" and host.values("b")["REASON"] == "orphan"
+    assert not [entry for entry in os.listdir(queue.layout.staging) if entry.startswith("result.")]
+
+
+@pytest.mark.parametrize("text", ["", "RESULT=done\n", "CLAIM={claim}\n", "CLAIM={claim}\nRESULT=do", "CLAIM={claim}\nRESULT=done\n\0"])
+def test_half_a_note_of_a_dead_worker_counts_for_nothing(host: Any, queue: Queue, text: str) -> None:
+    queue.enqueue([("a", {})])
+    host.dead_claimer()
+    claim = queue.owner_of("a")["OWNER_CLAIM"]
+    (Path(queue.layout.staging) / f"result.{claim}").write_text(text.format(claim=claim))
+    assert recovered(queue) == {"a": "pending"}
+    assert host.values("a")["REASON"] == "orphan"
+
+
+def test_an_owner_record_is_used_again(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {}), ("b", {}), ("c", {})])
+    inodes = set()
+    for name in ("a", "b", "c"):
+        claim = queue.claim(holder)
+        record = host.path("running", name).with_name(f"{name}.env.owner")
+        inodes.add(record.stat().st_ino)
+        assert queue.owner_of(name)["OWNER_CLAIM"] == claim.id and record.stat().st_nlink == 1
+        queue.finish(claim, "done", {"REASON": "ok"})
+    assert len(inodes) == 1
+    queue.close()
+    assert os.listdir(queue.layout.staging) == []
 
 
 # ---- history ----------------------------------------------------------------------------------------------------
