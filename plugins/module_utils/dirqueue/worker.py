@@ -31,8 +31,8 @@ _READY = 5.0
 _SAMPLE = 5.0
 _AGAIN = 5.0
 # How many jobs that have ended are recorded together, and how long the first of them waits for others (seconds).
-_TOGETHER = 64
-_LATER = 0.05
+_TOGETHER = 128
+_LATER = 0.1
 # Reasons that are not the job's own doing: such an attempt does not count.
 _UNRECORDED = "jobs have ended, but that can't be recorded"
 _UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")
