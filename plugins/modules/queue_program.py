@@ -56,6 +56,7 @@ import marshal
 import os
 import pkgutil
 import zipfile
+import zlib
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import dirqueue
@@ -65,7 +66,7 @@ _START = "import sys\n\nfrom dirqueue.cli import main\n\nsys.exit(main(program=s
 
 
 def packed(python: str) -> bytes:
-    """Return the program: the library that came along with this module, zipped, the same bytes each time."""
+    """Return the program: the library that came along with this module, zipped."""
     names = sorted(found.name for found in pkgutil.walk_packages(dirqueue.__path__, dirqueue.__name__ + "."))
     files = {"__main__.py": _START.encode()}
     for name in [dirqueue.__name__, *names]:
@@ -75,8 +76,8 @@ def packed(python: str) -> bytes:
         inner += "/__init__.py" if hasattr(module, "__path__") else ".py"
         files[inner] = loader.get_data(loader.get_filename(name))
         # Compiled, too: to compile all of it at each start would take longer than what it does. An interpreter of another kind takes the
-        # source. Of this form of marshal's, not of the later ones, the bytes are the same each time. The header is that of PEP 552.
-        code = marshal.dumps(compile(files[inner], inner, "exec", dont_inherit=True), 2)
+        # source. The header is that of PEP 552.
+        code = marshal.dumps(compile(files[inner], inner, "exec", dont_inherit=True))
         files[inner + "c"] = importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + importlib.util.source_hash(files[inner]) + code
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -86,6 +87,19 @@ def packed(python: str) -> bytes:
             entry.external_attr = 0o644 << 16
             archive.writestr(entry, source)
     return b"#!" + os.fsencode(python) + b"\n" + buffer.getvalue()
+
+
+def essence(program: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """Return what makes a program this one: its first line and its files, of what is compiled the header that names interpreter and source.
+
+    The rest of what is compiled may differ each time: before Python 3.11 it depends on how strings are hashed.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(program)) as archive:
+            files = {name: archive.read(name)[: 16 if name.endswith("c") else None] for name in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
+        files = {}
+    return program.partition(b"\n")[0], files
 
 
 def version_of(module: AnsibleModule, path: str) -> str:
@@ -111,7 +125,7 @@ def main() -> None:
             current = file.read()
     except FileNotFoundError:
         current = b""
-    changed = current != wanted or os.stat(path).st_mode & 0o777 != 0o755
+    changed = essence(current) != essence(wanted) or os.stat(path).st_mode & 0o777 != 0o755
     diff = {"before": version_of(module, path) + "\n", "after": f"sagequeue {cli.__version__}\n"}
     if changed and diff["before"] == diff["after"]:
         diff["after"] = f"sagequeue {cli.__version__} (other contents)\n"
