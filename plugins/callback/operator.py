@@ -379,7 +379,7 @@ class CallbackModule(Default):
         if isinstance(far, Mapping) and "total" in far:
             entry = {"done": far.get("done", 0), "total": far["total"], "left": far.get("seconds_left"), "text": far.get("text", "")}
         elif isinstance(counts, Mapping) and {"done", "failed"} <= set(counts):
-            others = [f"{counts[state]} {state}" for state in ("failed", "running", "pending") if counts.get(state)]
+            others = [f"{count} {state}" for state, count in counts.items() if count and state != "done"]
             done = counts["done"] + counts["failed"]
             entry = {"done": done, "total": sum(counts.values()), "left": found.get("seconds_left"), "text": ", ".join(others)}
         else:
@@ -420,6 +420,11 @@ class CallbackModule(Default):
         bad = [one for one in found.get("results", []) if isinstance(one, Mapping) and (one.get("failed") or one.get("unreachable"))]
         entries = [(f"{self._get_item_label(one)}: ", one) for one in bad] or [("", found)]
         host["status"] = "unreachable" if kind == "UNREACHABLE" else "failed"
+        if task.action in _DEBUG and "failed_when_result" in found:
+            # It says something, and that the playbook has failed by it.
+            self._say(result)
+            host["failures"].append({"task": task.name, "path": task.get_path(), "msg": "\n".join(reason(found)), "result": plain(found)})
+            return
         for label, one in entries:
             lines = reason(one)
             # Tags of the label of an item that is itself a dictionary would only repeat the jobset.

@@ -84,7 +84,7 @@ def turn(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     after = queue.gate()
     words = {True: "closed", False: "open"}
     verb = "would be" if module.check_mode and changed else "is"
-    text = f": {after.text}" if close and after.text else "."
+    text = f": {after.text}." if close and after.text else "."
     return {
         "changed": changed,
         "gate": {"closed": close, "text": after.text if close else "", "file": queue.jobset.gate},

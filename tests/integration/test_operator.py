@@ -60,6 +60,27 @@ PLAYBOOK = """
     - name: Ask nothing that takes long
       ansible.builtin.command: sleep {{ nap | default(4) }}
       tags: [never, long]
+    - name: Define a jobset
+      sagequeue.batch.queue_jobset:
+        name: four
+        root: "{{ folder }}/q"
+        definition: {script: x.sh, command: [/bin/sh], stride: 4, workdir: "{{ folder }}"}
+      tags: [never, wait]
+    - name: Enqueue
+      sagequeue.batch.queue_enqueue: {jobset: four, root: "{{ folder }}/q"}
+      tags: [never, wait]
+    - name: Wait for the jobs
+      sagequeue.batch.queue_info: {jobset: four, root: "{{ folder }}/q"}
+      register: queue
+      until: queue.counts.done == 4
+      retries: 2
+      delay: 1
+      ignore_errors: true
+      tags: [never, wait]
+    - name: Say how it ended
+      ansible.builtin.debug: {msg: [four jobs, none was done]}
+      failed_when: queue.counts.done == 0
+      tags: [never, wait]
     - name: Notify
       ansible.builtin.command: "true"
       notify: Do what was put off
@@ -283,6 +304,14 @@ def test_json_also_when_there_is_nothing_to_do_it_on_or_it_breaks_off(desk: Desk
     assert "not_there" in str(document["errors"]) and "not_there" in ran.errors
     assert "nobody" in ran.errors
     assert desk.piped(output="xml").errors.strip().endswith("output=xml is not known; there are output=text and output=json.")
+
+
+def test_a_wait_shows_how_many_jobs_are_done(desk: Desk) -> None:
+    ran = desk.terminal(80, "--tags", "wait")
+    assert [line for line in ran.status if line.startswith("Wait for the jobs: [--------------------] 0/4, 4 pending")], ran.status
+    # What is said while it fails is said as ever.
+    assert ran.rc == 2 and ran.text == "four jobs\nnone was done"
+    assert not (desk.folder / "cache").exists()
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(desk: Desk) -> None:
