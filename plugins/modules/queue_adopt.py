@@ -188,9 +188,13 @@ def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
         # What they said must make sense here, before anything is touched.
         jobset.Jobset(known, wanted)
     probe(root)
-    interrupted = {older.name: {name for names in adopt.workers(older).values() for name in names} for older in found}
+    interrupted = {
+        older.name: {name for names in adopt.workers(older).values() for name in names} | adopt.interrupted(older) for older in found
+    }
     ended: list[int] = []
     if not check:
+        for older in found:
+            adopt.interrupted(older, interrupted[older.name])
         if stopped:
             stop(module, stopped)
         ended = [pid for older in found for pid in adopt.end_workers(older, module.params["wait"])]
@@ -199,8 +203,8 @@ def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
             if left:
                 which = ", ".join(f"pid {pid} ({name})" for pid, name in left.items())
                 raise QueueError(
-                    f"jobset {older.name}: programs of its jobs still run: {which}. Their workers are stopped, their units disabled, and no job "
-                    f"was taken over. End them (podman restart {values.get('SERVICE', 'sagemath')} ends all that runs in the container), or wait "
+                    f"jobset {older.name}: programs of its jobs still run: {which}. Their workers and units are stopped, and no "
+                    f"job was taken over. End them (podman restart {values.get('SERVICE', 'sagemath')} ends all in the container), or wait "
                     "for their end, and adopt again"
                 )
     taken = []
@@ -218,6 +222,8 @@ def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
                 prefix = values.get("LOG_PREFIX", "") if older.name == known else ""
                 one.update(adopt.take_over(queue, older, prefix, interrupted[older.name], check))
                 one["counts"] = queue.counts()
+            if not check:
+                adopt.all_done(older)
         taken.append({**one, "changed": missing or any(one["jobs"].values()) or one["logs"] > 0})
     text = adopt.inventory(known, wanted) if known and wanted else ""
     path = os.path.join(root, "adopted", f"{known}.yml") if known else ""

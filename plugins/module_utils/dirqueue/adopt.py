@@ -177,6 +177,35 @@ def workers(older: Older) -> dict[int, list[str]]:
     return found
 
 
+def interrupted(older: Older, names: Optional[set[str]] = None) -> set[str]:
+    """Return the jobs that ran when their workers were stopped, by this call or by one that was cut short.
+
+    Args:
+        older: their jobset.
+        names: more of them, to be remembered.
+    """
+    path = os.path.join(older.base, ASIDE, "interrupted")
+    known: set[str] = set()
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", opener=open_own) as file:
+        known = {name for name in file.read(_MAX_BYTES).split() if job.is_name(name)}
+    if names is not None and not names <= known:
+        known |= names
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            file.write("\n".join(sorted(known)))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(path + ".new", path)
+        sync_folder(os.path.dirname(path))
+    return known
+
+
+def all_done(older: Older) -> None:
+    """Forget which jobs were interrupted."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(older.base, ASIDE, "interrupted"))
+
+
 def end_workers(older: Older, wait: float) -> list[int]:
     """End the workers of theirs that still live; return their pids.
 
@@ -215,11 +244,12 @@ def programs(older: Older, values: dict[str, str]) -> dict[int, str]:
     if values.get("JOBSET") != older.name or not values.get("SCRIPT"):
         return {}
     offsets = {}
-    for entry in _plain(older.folder("running")):
-        with contextlib.suppress(OSError, MalformedJob):
-            if entry.endswith(SUFFIX):
-                with open(os.path.join(older.folder("running"), entry), "rb", opener=open_own) as file:
-                    offsets[job.parse(file.read(job.MAX_BYTES)).get("OFFSET", "").strip()] = entry[: -len(SUFFIX)]
+    ran = {entry[: -len(SUFFIX)] for entry in _plain(older.folder("running")) if entry.endswith(SUFFIX)} | interrupted(older)
+    for name in ran:
+        for state in ("running", "failed", "pending"):
+            path = os.path.join(older.folder(state), name + SUFFIX)
+            with contextlib.suppress(OSError, MalformedJob), open(path, "rb", opener=open_own) as file:
+                offsets[job.parse(file.read(job.MAX_BYTES)).get("OFFSET", "").strip()] = name
     script = os.path.basename(values["SCRIPT"])
     found = {}
     for pid, words in _processes():
@@ -232,9 +262,7 @@ def programs(older: Older, values: dict[str, str]) -> dict[int, str]:
 # ---- their jobs -----------------------------------------------------------------------------------------------------
 
 
-def take_over(
-    queue: Queue, older: Older, log_prefix: str = "", interrupted: Optional[set[str]] = None, check: bool = False
-) -> dict[str, Any]:
+def take_over(queue: Queue, older: Older, log_prefix: str = "", cut_off: Optional[set[str]] = None, check: bool = False) -> dict[str, Any]:
     """Take the jobs and logs of a jobset of theirs over into a queue, which may lie in the same folder.
 
     Their workers must be gone. A job that ran stays running, without an owner, until it is recovered.
@@ -243,7 +271,7 @@ def take_over(
         queue: the jobset's queue.
         older: what is taken over.
         log_prefix: of their logs; PREFIX_off3.log becomes the log of the job JOBSET_off3.
-        interrupted: jobs that ran when their workers were stopped. Of these a worker may have said that they failed.
+        cut_off: jobs that ran when their workers were stopped. Of these a worker may have said that they failed.
         check: only say what would be done.
     Returns:
         jobs (how many by the state that they are in now), in_place, logs, refused (what stays where it is -> why).
@@ -257,7 +285,7 @@ def take_over(
             for entry in _entries(older.folder(state), state, refused):
                 name = entry[: -len(SUFFIX)]
                 path = os.path.join(older.folder(state), entry)
-                target = "pending" if state == "failed" and name in (interrupted or ()) else state
+                target = "pending" if state == "failed" and name in (cut_off or ()) else state
                 try:
                     taken = _take_one(queue, path, name, target, in_place, check)
                 except (MalformedJob, Refused) as exc:

@@ -9,17 +9,17 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, job
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
+from ansible_collections.sagequeue.batch.tests.unit.plugins.module_utils.dirqueue.test_backup import _in_memory  # noqa: F401
 from ansible_collections.sagequeue.batch.tests.unit.plugins.modules.test_queue_modules import call  # noqa: F401
 
 # Claims as theirs did: renames first, then writes its record; obeys SIGTERM only between two jobs, and takes any end for a result.
@@ -27,7 +27,7 @@ WORKER = """
 shutdown=0
 trap 'shutdown=1' TERM
 while [ "$shutdown" = 0 ]; do
-    job=$(find "$PENDING_DIR" -name '*.env' -print -quit)
+    job=$(find "$PENDING_DIR" -maxdepth 1 -type f -name '*.env' -print -quit)
     [ -n "$job" ] || { sleep 0.1; continue; }
     base=$(basename "$job")
     mv "$job" "$RUNNING_DIR/$base"
@@ -49,7 +49,11 @@ case "$2" in
         shift 3
         for unit; do rm -f "$HOME"/.config/systemd/user/*.wants/"$unit"; done
         rm -f "$home/active"
-        for pid in $(cat "$home/pids" 2>/dev/null); do pkill -TERM -P "$pid"; kill -TERM "$pid"; done ;;
+        for pid in $(cat "$home/pids" 2>/dev/null); do
+            children=$(pgrep -P "$pid")
+            kill -TERM "$pid" $children
+            while [ -n "$(tr -d '\\0' <"/proc/$pid/cmdline")" ]; do sleep 0.1; done
+        done ;;
 esac
 """
 
@@ -107,10 +111,15 @@ class Old:
         (self.home / "bin" / "active").write_text("".join(f"{name} loaded active running x\n" for name in names), encoding="utf-8")
         (self.home / "bin" / "pids").write_text(" ".join(map(str, pids)), encoding="utf-8")
 
-    def worker(self) -> subprocess.Popen[bytes]:
+    @contextlib.contextmanager
+    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start a worker of theirs."""
         words = ["bash", str(self.project / "bin" / "sagequeue-worker.sh"), "1"]
-        return subprocess.Popen(words, env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL, start_new_session=True)
+        with subprocess.Popen(words, env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def files(self) -> dict[str, str]:
         """Return every file below the project's var, by its path."""
@@ -204,7 +213,7 @@ def test_taken_over_where_it_is(call: Any, old: Old, host: Any) -> None:  # noqa
 def test_a_worker_that_lives_is_ended_first(call: Any, host: Any, old: Old, unit: bool) -> None:  # noqa: F811
     with old.worker() as worker:
         running = old.var / "queue/running"
-        wait_for(lambda: any(path.read_text().startswith("OWNER_PID=") for path in running.glob(f"rook_r3_off[01].env.owner")))
+        wait_for(lambda: any(path.read_text().startswith("OWNER_PID=") for path in running.glob("rook_r3_off[01].env.owner")))
         name = next(path.name[: -len(".env.owner")] for path in running.glob("rook_r3_off[01].env.owner"))
         wait_for(lambda: list((old.var / "log").glob("rook_off[01].log")))
         if unit:
@@ -212,17 +221,30 @@ def test_a_worker_that_lives_is_ended_first(call: Any, host: Any, old: Old, unit
         predicted = call("queue_adopt", True, source=str(old.project), wait=0.5)
         assert predicted["jobsets"][0]["interrupted"] == [name] and worker.poll() is None
         done = call("queue_adopt", source=str(old.project), wait=2)
-        if "programs of its jobs still run" in done.get("msg", ""):
-            # As in a container: what it started is left. Once that is gone, all is taken over.
-            assert f"({name})" in done["msg"] and host.root.joinpath("var").exists() is False
-            for pid, words in list(adopt._processes()):
-                if str(old.project / "run.sage") in words:
-                    os.kill(pid, signal.SIGKILL)
-            done = call("queue_adopt", source=str(old.project), wait=2)
         assert not done.get("failed"), done
         assert worker.wait(30) is not None
-    assert done["ended"] == ([] if unit else done["ended"]) and host.states("rook_r3")[name] in ("pending", "running"), done
+    # The unit's worker has said that the job failed, because it was stopped; the other was killed and could say nothing.
+    assert done["units"] == (["sagequeue@1.service"] if unit else []) and host.states("rook_r3")[name] == ("pending" if unit else "running")
     assert sorted(host.states("rook_r3")) == sorted(STATES) and host.values(name, "rook_r3")["OFFSET"] == name[-1]
+    assert not call("queue_adopt", source=str(old.project))["changed"]
+
+
+def test_what_outlives_its_worker_must_end_first(call: Any, host: Any, old: Old) -> None:  # noqa: F811
+    """As a program in a container does. Who failed only because of the stop is remembered until then."""
+    with old.worker() as worker:
+        wait_for(lambda: list((old.var / "log").glob("rook_off[01].log")))
+        [path] = wait_for(lambda: list((old.var / "queue/running").glob("rook_r3_off[01].env.owner")))
+        name = path.name[: -len(".env.owner")]
+        old.units("sagequeue@1.service", pids=(worker.pid,))
+        words = ["bash", "-c", "sleep 600 & wait", "/home/sage/notebooks/run.sage", "--stride", "8", "--offset", name[-1], str(old.home)]
+        with subprocess.Popen(words) as program:
+            refused = call("queue_adopt", source=str(old.project))
+            assert refused["failed"] and f"programs of its jobs still run: pid {program.pid} ({name})" in refused["msg"]
+            assert not (host.root / "var").exists() and (old.var / f"queue/failed/{name}.env").exists()
+            program.kill()
+        worker.wait(30)
+    done = call("queue_adopt", source=str(old.project))
+    assert host.states("rook_r3")[name] == "pending" and done["jobsets"][0]["interrupted"] == [name]
     assert not call("queue_adopt", source=str(old.project))["changed"]
 
 
@@ -263,17 +285,17 @@ def test_what_is_not_theirs_is_refused(call: Any, host: Any, old: Old, tmp_path:
     assert refused["failed"] and "has no var/JOBSET/queue/pending" in refused["msg"]
     env = old.home / ".config/sagequeue/sagequeue.env"
     text = env.read_text(encoding="utf-8")
+    with pytest.raises(QueueError, match="says nothing of SCRIPT, STRIDE"):
+        adopt.definition({"JOBSET": "x", "STOP_FILE_HOST": "/x"}, 1)
     for line, reason in {
-        "SCRIPT=$(touch pwned)": "a shell would put something else in the place of $ or ` in SCRIPT",
+        "SCRIPT=$(touch pwned)": "a shell would put something else in the place of \\$ or ` in SCRIPT",
         "STRIDE=many": "stride is 'many'; it must be a number",
         "SAGE_BASE_ARGS='--offset 3'": "args has --offset",
         "JOBSET='rook": "the value of JOBSET has no end",
         "nonsense": "is not KEY=VALUE",
     }.items():
         env.write_text(text + line + "\n", encoding="utf-8")
-        refused = call("queue_adopt", source=str(old.project))
-        assert refused["failed"] and reason in refused["msg"], refused
-        assert not (host.root / "var").exists() and not (host.work / "pwned").exists()
-    with pytest.raises(QueueError, match="says nothing of SCRIPT, STRIDE"):
-        adopt.definition({"JOBSET": "x", "STOP_FILE_HOST": "/x"}, 1)
-    assert job.is_name("x") and sys.version_info >= (3, 9)
+        with pytest.raises(QueueError, match=reason):
+            jobset.Jobset("rook_r3", adopt.definition(adopt.environment(str(env)), 1))
+    refused = call("queue_adopt", source=str(old.project))
+    assert refused["failed"] and refused["msg"].endswith("is not KEY=VALUE") and not (host.root / "var").exists()
