@@ -368,8 +368,10 @@ class CallbackModule(Default):
         bar = "" if share is None else "[" + "#" * int(share * size) + "-" * (size - int(share * size)) + "] "
         told = (bar + ", ".join(words)).rstrip()
         # On a narrow terminal the task's name gives way.
-        name = self._task if len(self._task) + len(told) + 2 <= width else self._task[: max(width - len(told) - 5, 0)] + "..."
-        return ": ".join(part for part in (name if len(name) > 6 or not told else "", told) if part)[:width]
+        name, room = self._task, width - len(told) - 2
+        if told and len(name) > room:
+            name = f"{name[: room - 3]}..." if room >= 8 else ""
+        return ": ".join(part for part in (name, told) if part)[:width]
 
     def _poll(self, result: Any) -> None:
         """A task that waits for something has looked."""

@@ -57,7 +57,7 @@ PLAYBOOK = """
           ansible.builtin.command: "false"
           ignore_errors: true
           register: ignored
-    - name: Ask nothing that takes long
+    - name: Nap
       ansible.builtin.command: sleep {{ nap | default(4) }}
       tags: [never, long]
     - name: Define a jobset
@@ -234,7 +234,7 @@ def test_without_a_terminal_lines_are_whole_and_come_now_and_then(desk: Desk) ->
     assert WIDE in ran.lines
     assert "\x1b" not in ran.raw + ran.errors
     # After 1 s, 3 s, 7 s.
-    told = [line for line in ran.lines if re.fullmatch(r"Ask nothing that takes long: for \d+ s", line)]
+    told = [line for line in ran.lines if re.fullmatch(r"Nap: for \d+ s", line)]
     assert 2 <= len(told) <= 3
 
 
@@ -317,7 +317,7 @@ def test_a_wait_shows_how_many_jobs_are_done(desk: Desk) -> None:
 def test_ctrl_c_leaves_the_terminal_as_it_was(desk: Desk) -> None:
     ran = desk.terminal(80, "--tags", "long", interrupt="for 1 s", nap=30)
     assert ran.rc in (99, -signal.SIGINT)
-    assert "Ask nothing" not in ran.text.replace("^C", "")
+    assert "Nap" not in ran.text.replace("^C", "")
     assert "User interrupted execution" in ran.text
 
 
@@ -328,7 +328,7 @@ def test_the_time_left_is_that_of_the_last_run_that_did_the_work(desk: Desk) -> 
     first = desk.terminal(80, "--tags", "long", nap=5.5)
     assert not [line for line in first.status if "left" in line]
     ((task, spans),) = json.loads(known.read_text()).items()
-    assert task == "one: Ask nothing that takes long" and 5 < spans["changed"] < 30
+    assert task == "one: Nap" and 5 < spans["changed"] < 30
     known.write_text(json.dumps({task: {"changed": 4000}}))
     second = desk.terminal(80, "--tags", "long", nap=1)
-    assert "Ask nothing that takes long: [--------------------] about 1 h 6 min left" in second.status
+    assert "Nap: [--------------------] about 1 h 6 min left" in second.status
