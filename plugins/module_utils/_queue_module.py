@@ -76,10 +76,10 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
         what: the deed, as in "enqueued".
         check: whether it was only predicted.
     """
-    changed = [change for change in changes if change.old_state != change.new_state]
+    changed = [change for change in changes if change.changed]
     left: Counter[str] = Counter()
     for change in changes:
-        if change.old_state == change.new_state:
+        if not change.changed:
             left[change.reason] += change.jobs
     deed = f"would be {what}" if check else what
     message = f"{sum(change.jobs for change in changed)} {deed}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
@@ -90,7 +90,7 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
                 "name": change.name,
                 "old_state": change.old_state,
                 "new_state": change.new_state,
-                "changed": change.old_state != change.new_state,
+                "changed": change.changed,
                 "reason": change.reason,
                 "jobs": change.jobs,
             }
@@ -98,8 +98,8 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
         ],
         "msg": message,
         "diff": {
-            "before": "".join(f"{_named(change)}: {change.old_state or 'absent'}\n" for change in changed),
-            "after": "".join(f"{_named(change)}: {change.new_state or 'absent'}\n" for change in changed),
+            "before": "".join(f"{_named(change)}: {change.old_state or 'absent'}{change.before}\n" for change in changed),
+            "after": "".join(f"{_named(change)}: {change.new_state or 'absent'}{change.after}\n" for change in changed),
         },
     }
 

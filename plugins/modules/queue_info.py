@@ -50,6 +50,10 @@ counts:
   returned: success
   type: dict
   sample: {pending: 6, running: 2, done: 0, failed: 0}
+held:
+  description: How many of the pending jobs are held.
+  returned: success
+  type: int
 running:
   description: The running jobs.
   returned: success

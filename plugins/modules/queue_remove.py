@@ -20,11 +20,11 @@ extends_documentation_fragment:
   - sagequeue.batch.queue.actions
 options:
   jobs:
-    description: The jobs to remove. Without it, all that are in O(states).
+    description: The jobs to remove, named as in M(sagequeue.batch.queue_control). Without it, all that are in O(states).
     type: list
     elements: str
   states:
-    description: Remove only what is in these states.
+    description: Remove only what is in these states. Held jobs are pending.
     type: list
     elements: str
     choices: [pending, running, done, failed]
@@ -96,6 +96,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout im
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.selection import select
 
 
 def remove(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
@@ -107,7 +108,9 @@ def remove(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     if "running" in options["states"] and not module.check_mode:
         # Orphans can be removed once what they left running has been ended.
         recover(queue, make(queue.layout, queue.jobset))
-    changes = queue.remove(options["jobs"], options["states"], options["logs"], module.check_mode)
+    # What is gone already is removed.
+    names = select(queue, options["jobs"], strict=False)
+    changes = queue.remove(names, options["states"], options["logs"], module.check_mode)
     return report(changes, "removed", module.check_mode)
 
 

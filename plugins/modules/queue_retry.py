@@ -19,7 +19,7 @@ extends_documentation_fragment:
   - sagequeue.batch.queue.actions
 options:
   jobs:
-    description: The jobs to retry. Without it, all that failed.
+    description: The jobs to retry, named as in M(sagequeue.batch.queue_control). Without it, all that failed.
     type: list
     elements: str
 seealso:
@@ -73,11 +73,13 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.selection import select
 
 
 def retry(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Retry what the options name."""
-    return report(queue.retry(module.params["jobs"], module.check_mode), "back to pending", module.check_mode)
+    names = select(queue, module.params["jobs"])
+    return report(queue.retry(names, module.check_mode), "back to pending", module.check_mode)
 
 
 def main() -> None:

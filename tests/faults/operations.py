@@ -21,7 +21,8 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES, Layout
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
@@ -82,6 +83,11 @@ class World:
                 self.holder = self.live = None
             queue.enqueue([("waits", ODD)])
         operation.prepare(self)
+
+    def enqueue(self, *names: str) -> None:
+        """Enqueue more jobs."""
+        with Queue(self.layout, self.jobset) as queue:
+            queue.enqueue([(name, ODD) for name in names])
 
     def dead_claim(self, then: Callable[[Queue, Claim], None] = lambda queue, claim: None) -> None:
         """Let a process that then dies claim the next job, and do something with it."""
@@ -217,6 +223,20 @@ def _batched(world: World, finished: int = 0) -> None:
 
 _WAITS: dict[str, Places] = {"waits": {"absent": None}, **{name: {"pending": NEW} for name in _BATCHED}}
 
+
+def _held(world: World) -> None:
+    with Queue(world.layout, world.jobset) as queue:
+        assert queue.hold(["waits"], "test")[0].new_state == "held"
+
+
+def _killed(world: World, acknowledged: bool) -> bool:
+    """What was killed says so and by whom; and no request is left once it is."""
+    values = world.host.values("waits")
+    left = [entry for entry in os.listdir(world.layout.run) if entry.startswith("kill.")]
+    said = values.get("REASON") == "killed" and values["DETAIL"].startswith("test asked for it at ")
+    return not left and (said if world.host.states()["waits"] == "failed" else not acknowledged)
+
+
 OPERATIONS: dict[str, Operation] = {
     "enqueue one": Operation(
         run=lambda queue, _began: queue.enqueue([("new", NEW)]),
@@ -315,6 +335,62 @@ OPERATIONS: dict[str, Operation] = {
         before={**_WAITS, **{name: {"done": NEW} for name in _BATCHED[:3]}},
         after={name: {"absent": None} for name in _BATCHED[3:]},
     ),
+    "hold": Operation(
+        run=lambda queue, _began: queue.hold(["waits"], "test"),
+        after={"waits": {"held": ODD}},
+        holds=lambda world, acknowledged: not acknowledged or world.host.values("waits")["HELD_BY"] == "test",
+    ),
+    "release": Operation(
+        run=lambda queue, _began: queue.release(["waits"]),
+        prepare=_held,
+        before={"waits": {"held": ODD}},
+        after={"waits": {"pending": ODD}},
+    ),
+    "change the priority": Operation(
+        run=lambda queue, _began: queue.prioritize(["waits", "more"], "7"),
+        prepare=lambda world: world.enqueue("more"),
+        before={"waits": {"pending": ODD}, "more": {"pending": ODD}},
+        holds=lambda world, acknowledged: not acknowledged or world.host.values("waits")["PRIORITY"] == "7",
+    ),
+    "change the priority of held jobs": Operation(
+        run=lambda queue, _began: queue.prioritize(["waits"], "-7"), prepare=_held, before={"waits": {"held": ODD}}
+    ),
+    "pending jobs killed": Operation(
+        run=lambda queue, _began: queue.kill(["waits"], "test"), after={"waits": {"failed": ODD}}, holds=_killed
+    ),
+    "a held job killed": Operation(
+        run=lambda queue, _began: queue.kill(["waits"], "test"),
+        prepare=_held,
+        before={"waits": {"held": ODD}},
+        after={"waits": {"failed": ODD}},
+        holds=_killed,
+    ),
+    "an orphan killed": Operation(
+        run=lambda queue, _began: kill(queue, ["waits"], "test", wait=0),
+        prepare=World.dead_claim,
+        before={"waits": {"pending": ODD, "failed": ODD}},
+        after={"waits": {"failed": ODD}},
+        holds=_killed,
+    ),
+    "reset": Operation(run=lambda queue, _began: queue.reset(["old", "bad"]), after={"old": {"pending": ODD}, "bad": {"pending": ODD}}),
+    "hold jobs of a batch": Operation(
+        run=lambda queue, _began: queue.hold(["new3", "new20"]),
+        prepare=_batched,
+        before=_WAITS,
+        after={"new3": {"held": NEW}, "new20": {"held": NEW}},
+    ),
+    "change the priority of many of a batch": Operation(
+        run=lambda queue, _began: queue.prioritize(_BATCHED[4 : BATCH + 4], "7"),
+        prepare=lambda world: _batched(world, 2),
+        before={**_WAITS, **{name: {"done": NEW} for name in _BATCHED[:2]}},
+        holds=lambda world, acknowledged: not acknowledged or world.host.values(_BATCHED[20])["PRIORITY"] == "7",
+    ),
+    "jobs of a batch killed": Operation(
+        run=lambda queue, _began: queue.kill([_BATCHED[1], *_BATCHED[-3:]], "test"),
+        prepare=lambda world: _batched(world, 1),
+        before={**_WAITS, _BATCHED[0]: {"done": NEW}},
+        after={name: {"failed": NEW} for name in [_BATCHED[1], *_BATCHED[-3:]]},
+    ),
     "close the gate": Operation(run=lambda queue, _began: queue.close_gate("test"), holds=_closed),
     "open the gate": Operation(
         run=lambda queue, _began: queue.open_gate(),
@@ -410,7 +486,7 @@ def violations(world: World, operation: Operation, acknowledged: bool, cut: bool
         before = operation.before.get(name, STANDING.get(name, {}))
         expected[name] = operation.after.get(name, before) if acknowledged else {**before, **operation.after.get(name, {})}
     found: dict[str, list[str]] = {}
-    for state in STATES:
+    for state in PLACES:
         for entry in os.listdir(os.path.join(world.layout.queue, state)):
             if entry.endswith(job.SUFFIX):
                 found.setdefault(entry[: -len(job.SUFFIX)], []).append(state)
@@ -474,6 +550,7 @@ def work_off(world: World) -> list[str]:
         queue.open_gate()
         holder = owner.Holder(world.layout.workers, "after")
         queue.retry()
+        queue.release(queue.entries("held"))
         while claim := queue.claim(holder):
             queue.finish(claim, "done", OK)
         holder.release()
@@ -506,4 +583,4 @@ def world(tmp_path_factory: pytest.TempPathFactory, program: Path, monkeypatch: 
         shutil.rmtree(base)
 
 
-__all__ = ["ODD", "OPERATIONS", "STANDING", "STATES", "Operation", "Victim", "World", "strace", "violations", "work_off", "world"]
+__all__ = ["ODD", "OPERATIONS", "PLACES", "STANDING", "Operation", "Victim", "World", "strace", "violations", "work_off", "world"]

@@ -35,8 +35,8 @@ from ansible_collections.sagequeue.batch.tests.faults import ledger
 from ansible_collections.sagequeue.batch.tests.faults.operations import (
     ODD,
     OPERATIONS,
+    PLACES,
     STANDING,
-    STATES,
     Operation,
     Victim,
     World,
@@ -279,7 +279,7 @@ def _not_promised(world: World, operation: Operation, acknowledged: bool) -> tup
         may = operation.after.get(name, before) if acknowledged else {**before, **operation.after.get(name, {})}
         if "pending" not in may:
             done.add(name)
-        if "absent" not in may and name not in waiting and not any(world.host.path(state, name).exists() for state in STATES):
+        if "absent" not in may and name not in waiting and not any(world.host.path(state, name).exists() for state in PLACES):
             wrong.append(f"{name} is nowhere")
     with Queue(world.layout, world.jobset) as queue:
         holder = owner.Holder(world.layout.workers, "after")

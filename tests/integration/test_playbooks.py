@@ -112,6 +112,32 @@ def test_failed_jobs_are_retried(house: Any) -> None:
     assert house.play("retry_failed", jobset="quick").changed == []
 
 
+def test_single_jobs_are_held_released_killed_and_reset(house: Any) -> None:
+    (house.work / "hold").touch()
+    house.play("request_stop", jobset="quick")
+    assert house.play("reset", jobset="quick", jobs="off[0-3]").result("Say what is true now")["msg"].startswith("4 back to pending")
+    assert house.play("hold", "--check", jobset="quick", jobs="off[0,2-3]").said().startswith("3 would be held")
+    held = house.play("hold", jobset="quick", jobs="off[0,2-3]")
+    assert held.changed and held.said().startswith("3 held") and house.play("hold", jobset="quick", jobs="off0").changed == []
+    listed = house.play("list", jobset="quick", state="held,done", jobs="off*,by_hand").said()
+    assert [line.split()[:2] for line in listed.splitlines()[1:-1]] == [["by_hand", "done"], *([f"quick_off{n}", "held"] for n in (0, 2, 3))]
+    assert "given priority 5" in house.play("priority", jobset="quick", jobs="off3", priority=5).said()
+    assert house.play("release", jobset="quick", jobs="off[0,3]").changed
+    house.play("clear_stop", jobset="quick")
+    house.wait("running", 2)
+    assert "quick_off3" in house.jobs("running")
+    killed = house.play("kill", jobset="quick", jobs="off3")
+    assert killed.rc == 0 and killed.said() == "1 killed" and house.jobs("failed") == ["quick_off3"]
+    assert house.play("kill", jobset="quick", jobs="off3").changed == []
+    wrong = house.play("kill", jobset="quick", jobs="off[7-9]")
+    assert wrong.rc != 0 and "no job matches 'off[7-9]'; there are by_hand, quick_off0" in wrong.failures[0]
+    assert "no jobs are named" in house.play("hold", jobset="quick").failures[0]
+    (house.work / "hold").unlink()
+    house.play("release", jobset="quick", jobs="*off2")
+    house.play("reset", jobset="quick", jobs="off3")
+    house.wait("done", 5)
+
+
 def test_a_stop_is_requested_and_cleared(house: Any) -> None:
     assert house.play("request_stop", jobset="quick").changed
     assert house.play("request_stop", jobset="quick").changed == []

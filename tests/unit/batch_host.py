@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, owner
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES, Layout
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers, end_carriers
 from ansible_collections.sagequeue.batch.plugins.modules import queue_program
@@ -103,7 +103,7 @@ class Host:
         """Return the state of every job; a job that stays in two is an error."""
         for _look in range(100):
             found: dict[str, list[str]] = {}
-            for state in STATES:
+            for state in PLACES:
                 for entry in os.listdir(self.root / "var" / queue / "queue" / state):
                     if entry.endswith(job.SUFFIX):
                         found.setdefault(entry[: -len(job.SUFFIX)], []).append(state)

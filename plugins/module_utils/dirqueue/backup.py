@@ -32,7 +32,7 @@ from typing import Any, Optional
 from . import __version__, job, owner
 from .errors import MalformedJob, QueueError
 from .job import SUFFIX
-from .layout import STATES, Refused, open_own, sync_folder
+from .layout import PLACES, STATES, Refused, open_own, sync_folder
 from .queue import Queue, _sync_file_system
 
 FORMAT = 1
@@ -51,6 +51,7 @@ _KINDS = (
     (re.compile(r"queue/failed/([^/]+)\Z"), job.MAX_BYTES),
     (re.compile(r"queue/done/([^/]+)\Z"), job.MAX_BYTES),
     (re.compile(r"queue/running/([^/]+)\Z"), job.MAX_BYTES),
+    (re.compile(r"queue/held/([^/]+)\Z"), job.MAX_BYTES),
     (re.compile(r"queue/pending/([^/]+)\Z"), job.MAX_BYTES),
     (re.compile(r"queue/batches/([^/]+\.cursor)\Z"), 100),
     (re.compile(r"queue/batches/([^/]+\.batch)\Z"), 0),
@@ -263,7 +264,7 @@ def _write(queue: Queue, archive: _Archive, state_files: list[str]) -> dict[str,
         if copied:
             state, place, data = copied
             archive.add(f"queue/{state}/{name}{SUFFIX}", data, len(data), place)
-            counts[state] += 1
+            counts["pending" if state == "held" else state] += 1
     counts["pending"] += found.batched
     for folder, prefix in ((layout.log, "log"), (layout.malformed, "run/malformed")):
         for entry in _plain(folder):
@@ -550,7 +551,7 @@ def _place(queue: Queue, ready: str) -> dict[str, Any]:
     kept: list[str] = []
     aside: list[str] = []
     found = [os.path.relpath(os.path.join(folder, entry), ready) for folder, _folders, files in os.walk(ready) for entry in files]
-    known = {name for state in STATES for name in queue.entries(state)}
+    known = {name for place in PLACES for name in queue.entries(place)}
     for _order, name in sorted((kind[0], path) for path in found for kind in [_kind(path)] if kind):
         source, (folder, _slash, entry) = os.path.join(ready, name), name.rpartition("/")
         if name in (_HEAD, _DEFINITION):

@@ -175,6 +175,25 @@ class Batch:
         with self._view() as view:
             return any(view.find(b"\n" + name.encode() + ending, self.offset - 1) >= 0 for ending in (b" ", b"\n"))
 
+    def matching(self, expression: str) -> Iterator[str]:
+        """Return the names of the jobs that are left and match a regular expression, in their order."""
+        with self._view() as view:
+            for found in re.compile(rb"(?m)^(%b)(?=[ \n])" % expression.encode()).finditer(view, self.offset):
+                yield found[1].decode()
+
+    def find(self, names: set[str]) -> Iterator[tuple[int, str, str]]:
+        """Return which job in order, name and line of each of these jobs that is left."""
+        wanted = {name.encode() for name in names}
+        with self._view() as view:
+            view.seek(self.offset)
+            for order, entry in enumerate(iter(view.readline, b""), self.issued):
+                name = entry[:-1].partition(b" ")[0]
+                if name in wanted:
+                    yield order, name.decode(), entry[:-1].decode("utf-8", "replace")
+                    wanted.remove(name)
+                    if not wanted:
+                        return
+
     def rest(self) -> Iterator[tuple[str, str]]:
         """Return name and line of each job that is left."""
         with self._view() as view:

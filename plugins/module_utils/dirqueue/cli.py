@@ -12,15 +12,17 @@ import os
 import signal
 import sys
 import time
-from typing import Optional
+from typing import Callable, Optional
 
-from . import __version__, jobset, progress
+from . import __version__, jobset, listing, progress
 from .errors import QueueError, explain
+from .kill import kill
 from .layout import Layout
-from .queue import Queue
+from .queue import Change, Queue
 from .recovery import recover
 from .runners import make
 from .runners.base import end_carriers, signal_carriers
+from .selection import select
 from .worker import Worker
 
 # sysexits(3): the jobset is not defined, or not rightly; starting again would not help.
@@ -94,6 +96,37 @@ def _progress(options: argparse.Namespace) -> int:
         if not options.follow or ended:
             return status
         time.sleep(options.interval)
+
+
+def _list(options: argparse.Namespace) -> int:
+    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+        found = listing.listing(queue, options.jobs or None, options.state, options.limit)
+    if options.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        _say(listing.table(found, os.get_terminal_size().columns if sys.stdout.isatty() else 80))
+    return 0
+
+
+# What an operator decides for single jobs: what the command does, in words, and how.
+_DEEDS: dict[str, tuple[str, Callable[[Queue, list[str], argparse.Namespace], list[Change]]]] = {
+    "kill": ("end jobs now: they go to failed, and are not tried again", lambda queue, names, _options: kill(queue, names)),
+    "reset": ("bring done and failed jobs back to pending as if they had never run", lambda queue, names, _options: queue.reset(names)),
+    "hold": ("keep pending jobs from being claimed", lambda queue, names, _options: queue.hold(names)),
+    "release": ("let held jobs be claimed again", lambda queue, names, _options: queue.release(names)),
+    "priority": (
+        "give pending jobs another priority, -100 to 100",
+        lambda queue, names, options: queue.prioritize(names, options.priority),
+    ),
+}
+
+
+def _deed(options: argparse.Namespace) -> int:
+    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+        changes = _DEEDS[options.command][1](queue, select(queue, options.jobs) or [], options)
+    for change in changes:
+        _say(f"{change.name}: {change.new_state or 'absent'} ({change.reason})")
+    return 1 if options.command == "kill" and any(change.new_state == "running" for change in changes) else 0
 
 
 def _follow(lines: list[str], ended: bool) -> None:
@@ -191,6 +224,22 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", help="the archive")
     command.add_argument("--keep-state-files", action="store_true", help="let those that are there, and differ, stay")
     command.set_defaults(call=_restore)
+
+    command = commands.add_parser("list", help="show a jobset's jobs as a table")
+    command.add_argument("jobset")
+    command.add_argument("jobs", nargs="*", help="names, or such as 'off[0-3,7]' or 'off*' (all)")
+    command.add_argument("--state", action="append", choices=listing.CHOICES, help="only those in a state; more than once for several")
+    command.add_argument("--limit", type=int, default=100, help="how many at most; 0: all (100)")
+    command.add_argument("--json", action="store_true", help="as one JSON document")
+    command.set_defaults(call=_list)
+
+    for name, (text, _call) in _DEEDS.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("jobset")
+        if name == "priority":
+            command.add_argument("priority")
+        command.add_argument("jobs", nargs="+", help="names, or such as 'off[0-3,7]' or 'off*'")
+        command.set_defaults(call=_deed)
 
     command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
     command.add_argument("variables", nargs="+", metavar="KEY=VALUE")

@@ -30,8 +30,8 @@ RESULT_KEYS = (
     "ATTEMPTS", "RECOVERIES", "STARTED_AT", "ENDED_AT", "DURATION_S", "EXIT_STATUS", "SIGNAL", "PEAK_MEMORY_KIB",
     "REASON", "DETAIL", "WORKER", "CLAIM", "RESULT", "ORIGINAL",
 )  # fmt: skip
-# What an enqueue sets once, beside the job's own keys.
-QUEUE_KEYS = ("ENQUEUED_AT", "PRIORITY")
+# What an enqueue sets beside the job's own keys, and who holds a job back.
+QUEUE_KEYS = ("ENQUEUED_AT", "PRIORITY", "HELD_AT", "HELD_BY")
 
 
 def is_name(name: str) -> bool:
@@ -129,13 +129,22 @@ def check_own_values(values: dict[str, str]) -> dict[str, str]:
         MalformedJob: a key is one that the queue writes, or a value can't stand in a job file.
     """
     for key in values:
-        if key in RESULT_KEYS or key == "ENQUEUED_AT":
+        if key in RESULT_KEYS or (key in QUEUE_KEYS and key != "PRIORITY"):
             raise MalformedJob(f"{key} is written by the queue; name the job's own key otherwise")
-    priority = values.get("PRIORITY", "0")
-    if not re.match(r"-?[0-9]{1,3}\Z", priority) or abs(int(priority)) > 100:
-        raise MalformedJob(f"PRIORITY={priority} is not a whole number from -100 to 100")
+    check_priority(values.get("PRIORITY", "0"))
     check_room(values)
     return values
+
+
+def check_priority(priority: str) -> str:
+    """Return a job's priority.
+
+    Raises:
+        MalformedJob: it is none.
+    """
+    if not re.match(r"-?[0-9]{1,3}\Z", priority) or abs(int(priority)) > 100:
+        raise MalformedJob(f"PRIORITY={priority} is not a whole number from -100 to 100")
+    return priority
 
 
 def check_room(values: dict[str, str]) -> None:

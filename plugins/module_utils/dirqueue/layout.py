@@ -15,6 +15,8 @@ from typing import Optional
 from .errors import QueueError, explain
 
 STATES = ("pending", "running", "done", "failed")
+# Where a job's file may lie: a pending one that an operator holds back lies in held, where no worker looks.
+PLACES = ("pending", "held", "running", "done", "failed")
 
 # File systems whose renames or locks are known not to hold (WSL's view of Windows drives, first of all).
 _REFUSED = {
@@ -46,6 +48,7 @@ class Layout:
         self.base = os.path.join(self.root, "var", jobset)
         self.queue = os.path.join(self.base, "queue")
         self.batches = os.path.join(self.queue, "batches")
+        self.held = os.path.join(self.queue, "held")
         self.log = os.path.join(self.base, "log")
         self.run = os.path.join(self.base, "run")
         self.staging = os.path.join(self.run, "staging")
@@ -58,7 +61,7 @@ class Layout:
 
     def folders(self) -> list[str]:
         """Return every folder of the jobset, outermost first."""
-        states = [os.path.join(self.queue, state) for state in STATES]
+        states = [os.path.join(self.queue, place) for place in PLACES]
         return [self.base, self.queue, *states, self.batches, self.log, self.run, self.staging, self.workers, self.malformed]
 
     def missing(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from . import job, owner
 from .errors import MalformedJob
-from .layout import Refused, open_own
+from .layout import PLACES, Refused, open_own
 from .queue import Queue
 
 # How much of the history's end the rate is taken from (bytes).
@@ -62,16 +62,18 @@ def summary(queue: Queue) -> dict[str, Any]:
     """Return how far a jobset is.
 
     Returns:
-        counts, running, gate (closed, by, text, solved, solved_by, log), refused (entry -> reason), rate (jobs done per
-        hour, None if unknown), seconds_left (None if unknown).
+        counts, held (how many of the pending ones are), running, gate (closed, by, text, solved, solved_by, log), refused
+        (entry -> reason), rate (jobs done per hour, None if unknown), seconds_left (None if unknown).
     """
     counts = queue.survey()
     gate = queue.gate()
-    left = counts["pending"] + counts["running"]
+    held = len(queue.entries("held"))
+    left = counts["pending"] - held + counts["running"]
     rate = _rate(queue, min(max(1, counts["running"]), max(1, left)))
     return {
         "jobset": queue.jobset.name,
         "counts": counts,
+        "held": held,
         "running": running(queue),
         "gate": {
             "closed": gate.closed,
@@ -102,15 +104,16 @@ def _rate(queue: Queue, at_a_time: int) -> Optional[float]:
 def jobs(queue: Queue) -> list[dict[str, Any]]:
     """Return every job: its name, its state, and what its file says (keys in lower case under values)."""
     found: list[tuple[str, str, dict[str, str]]] = []
-    for state in ("pending", "running", "done", "failed"):
-        for name in sorted(queue.entries(state)):
+    for place in PLACES:
+        state = "pending" if place == "held" else place
+        for name in sorted(queue.entries(place)):
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    values = queue.read(state, name)
+                    values = queue.read(place, name)
                 except MalformedJob as exc:
                     values = {"REASON": "malformed_job", "DETAIL": str(exc)}
                 found.append((name, state, values))
-        if state == "pending":
+        if place == "pending":
             found += [(name, state, values) for name, values in queue.batched()]
     return [
         {"name": name, "state": state, "values": {key.lower(): value for key, value in values.items()}} for name, state, values in found
@@ -140,6 +143,7 @@ def line(found: dict[str, Any]) -> str:
     total = sum(counts.values())
     text = f"{found['jobset']} {bar(counts)} {counts['done']}/{total} done"
     text += "".join(f", {counts[state]} {state}" for state in ("failed", "running", "pending") if counts[state])
+    text += f" ({found['held']} held)" if found["held"] else ""
     orphans = sum(1 for job in found["running"] if not job["alive"])
     if orphans:
         text += f", {orphans} without a living worker"
@@ -148,7 +152,7 @@ def line(found: dict[str, Any]) -> str:
         text += f"; solved by {gate['solved_by']}"
     elif gate["closed"]:
         text += f"; the gate is closed ({gate['text'] or 'no text'})"
-    elif found["seconds_left"] and (counts["pending"] or counts["running"]):
+    elif found["seconds_left"] and not settled(found):
         text += f"; about {duration(found['seconds_left'])} left"
     return text
 
@@ -169,6 +173,6 @@ def text(found: dict[str, Any]) -> str:
 
 
 def settled(found: dict[str, Any]) -> bool:
-    """Tell whether nothing more will happen by itself: all jobs finished, or the gate closed and nothing running."""
+    """Tell whether nothing more will happen by itself: all jobs finished or held, or the gate closed and nothing running."""
     counts = found["counts"]
-    return not counts["running"] and (found["gate"]["closed"] or not counts["pending"])
+    return not counts["running"] and (found["gate"]["closed"] or counts["pending"] == found["held"])

@@ -6,18 +6,21 @@
     enqueue -> pending -> claim -> running -> finish -> done, failed, or back to pending
     recover: running -> pending (or failed)    retry: failed -> pending    remove: away
 
-A large enqueue is one file, a batch, whose jobs are pending and become files a few at a time: see batch.py.
+    hold: pending -> held    release: back    kill: pending, held -> failed; a running one by its worker    reset: done, failed -> pending
+
+A large enqueue is one file, a batch, whose jobs are pending and become files a few at a time: see batch.py. A held job is
+pending, too, but lies in a folder where no claimer looks.
 
 The rules that make it safe:
 
-1. A job is the file NAME.env in exactly one of four folders. A transition is one rename(2); what must be written is
+1. A job is the file NAME.env in exactly one of five folders. A transition is one rename(2); what must be written is
    written beside it, synced, and renamed over it first.
 2. The owner record running/NAME.env.owner is the right to touch a job that is running or about to be. It comes into
    being whole and only once, by link(2), BEFORE the job is renamed into running; its holder removes it AFTER the job
    has left. A record whose holder is dead is taken over only under the jobset's lock.
 3. Moves towards the end (claim, done, failed) take no lock. Moves to pending, removals and enqueue hold the jobset's
    lock: under it a job moves forward only, so whoever looks through pending, running, done, failed in that
-   order sees every job.
+   order sees every job. A pending job is changed only when it has been moved to held, which takes it from all claimers.
 4. How a job ended is first noted beside it (RESULT and the CLAIM it belongs to, in staging), which SIGKILL does not
    undo; synced, it becomes the job's file, and then it is carried out. Several that have ended share the syncs.
    Recovery that finds the RESULT of a dead owner's claim carries it out, instead of running the job again.
@@ -46,7 +49,7 @@ from .batch import Batch, Lines
 from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .job import SUFFIX
 from .jobset import Jobset
-from .layout import STATES, Layout, Refused, open_own, sync_folder, why_odd
+from .layout import PLACES, STATES, Layout, Refused, open_own, sync_folder, why_odd
 
 _REQUESTED = "STOP requested by "
 _VANISHED = "job {} has vanished from running; its result is not recorded"
@@ -89,13 +92,23 @@ class _Ended:
 
 
 class Change(NamedTuple):
-    """What became of one job, or of several alike: the first, its states before and after (None: not there), why, how many."""
+    """What became of one job, or of several alike: the first, its states before and after (None: not there), why, how many.
+
+    before and after: what else has changed, in words.
+    """
 
     name: str
     old_state: Optional[str]
     new_state: Optional[str]
     reason: str = ""
     jobs: int = 1
+    before: str = ""
+    after: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything has."""
+        return (self.old_state, self.before) != (self.new_state, self.after)
 
 
 class Snapshot(NamedTuple):
@@ -120,7 +133,8 @@ class Gate(NamedTuple):
     solved_by: str = ""
 
 
-def _natural(name: str) -> list[Any]:
+def natural(name: str) -> list[Any]:
+    """Return what names are sorted by: numbers in them as numbers."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]
 
 
@@ -146,15 +160,16 @@ class Queue:
         self._names: deque[str] = deque()
         self._bad_batches: set[str] = set()
         self._seen = (-1, 0.0)
+        self._order = -1
         self._ended: list[_Ended] = []
         # Files in staging that were owner records.
         self._spare: list[str] = []
         self._stuck: Claim | None = None
         self._fds: dict[str, int] = {}
-        folders = {**{state: os.path.join(layout.queue, state) for state in STATES}, "staging": layout.staging, "batches": layout.batches}
+        folders = {**{place: os.path.join(layout.queue, place) for place in PLACES}, "staging": layout.staging, "batches": layout.batches}
         try:
-            # A queue that an older version has made lacks it.
-            if os.path.isdir(layout.queue) and not os.path.isdir(layout.batches):
+            # A queue that an older version has made lacks them.
+            if os.path.isdir(layout.queue) and not (os.path.isdir(layout.batches) and os.path.isdir(layout.held)):
                 layout.create()
             for name, path in folders.items():
                 self._fds[name] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -232,8 +247,9 @@ class Queue:
         return self.counts(closely=True)
 
     def counts(self, closely: bool = False) -> dict[str, int]:
-        """Return how many jobs are in each state."""
+        """Return how many jobs are in each state; those that are held are pending."""
         counts = {state: sum(1 for _name in self._each(state, closely)) for state in STATES}
+        counts["pending"] += sum(1 for _name in self._each("held", closely))
         for one in self._batches():
             with one:
                 # Those that have become files since its cursor was written are counted as such.
@@ -264,6 +280,19 @@ class Queue:
                     with contextlib.suppress(QueueError):
                         if not self._filed(name):
                             yield from job.parse_list([line])
+
+    def matching(self, expression: str) -> Iterator[str]:
+        """Yield the name of each job that matches a regular expression, those of batches last."""
+        like = re.compile(expression)
+        filed = {name for place in PLACES for name in self._each(place) if like.fullmatch(name)}
+        yield from filed
+        yield from (name for name in self.waiting(expression) if name not in filed)
+
+    def waiting(self, expression: str) -> Iterator[str]:
+        """Yield the name of each job in a batch that matches a regular expression; some may have files by now."""
+        for one in self._batches():
+            with one:
+                yield from one.matching(expression)
 
     def why_refused(self, state: str, name: str) -> str:
         """Return why an entry can't be taken for a job's file, or an empty text.
@@ -300,7 +329,7 @@ class Queue:
         return False
 
     def locate(self, name: str) -> str | None:
-        """Return the state that a job is in, None if it is in none. Certain only under the lock (rule 3)."""
+        """Return the state that a job is in, or held, or None if it is in none. Certain only under the lock (rule 3)."""
         state = self._filed(name)
         for one in self._batches() if state is None else []:
             with one:
@@ -309,8 +338,8 @@ class Queue:
         return state
 
     def _filed(self, name: str) -> str | None:
-        """Return the state that a job's file is in: a pending job of a batch has none yet."""
-        for state in STATES:
+        """Return the folder that a job's file is in: a pending job of a batch has none yet."""
+        for state in PLACES:
             with contextlib.suppress(FileNotFoundError):
                 os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
                 return state
@@ -516,7 +545,7 @@ class Queue:
         for one in self._batches():
             with one:
                 found.update((name, "pending") for name, _line in one.rest())
-        for state in STATES:
+        for state in PLACES:
             found.update((entry[: -len(SUFFIX)], state) for entry in os.listdir(self._listed(state)) if entry.endswith(SUFFIX))
         return {name: found[name] for name in names if name in found} if found else {}
 
@@ -566,7 +595,7 @@ class Queue:
         return kept
 
     def carry_on(self) -> list[Change]:
-        """Carry out the redoing that was cut short between a job's new file and its move. The caller holds the lock."""
+        """Carry out the redoing, or undo the change of a pending job, that was cut short half way. The caller holds the lock."""
         changes = []
         for entry in os.listdir(self._listed("staging")):
             if not entry.startswith("redo."):
@@ -578,11 +607,17 @@ class Queue:
                     names = list(itertools.takewhile(job.is_name, (line.rstrip("\n") for line in lines)))
             except Refused:
                 continue
-            for name, state in itertools.product(names, ("done", "failed")):
+            for name, state in itertools.product(names, ("held", "done", "failed")):
                 with contextlib.suppress(FileNotFoundError, MalformedJob):
-                    if self.read(state, name).get("RESULT") == "pending":
-                        self._rename(name, state, "pending")
+                    values = self.read(state, name)
+                    if state == "held" and "HELD_AT" not in values:
+                        killed = ".failed." in entry and values.get("REASON") == "killed"
+                        changes.append(Change(name, state, "failed" if killed else "pending", "its change was cut short"))
+                    elif state != "held" and values.get("RESULT") == "pending":
                         changes.append(Change(name, state, "pending", "enqueued again"))
+                    else:
+                        continue
+                    self._rename(name, state, changes[-1].new_state or "")
             os.unlink(entry, dir_fd=self._fds["staging"])
         return changes
 
@@ -668,7 +703,7 @@ class Queue:
 
     def _next_names(self) -> None:
         while True:
-            mtime = os.fstat(self._fds["pending"]).st_mtime_ns
+            mtime, order = os.fstat(self._fds["pending"]).st_mtime_ns, os.fstat(self._fds["held"]).st_mtime_ns
             # Unchanged, it is still read now and then: the claimer of a job that was passed over may have died since.
             if mtime == self._seen[0] and time.monotonic() < self._seen[1]:
                 return
@@ -680,7 +715,7 @@ class Queue:
                         places.append((found.st_mtime_ns, name))
             # Names matter only where places are equal, and take long to compare.
             equal = len({place for place, _name in places}) < len(places)
-            places.sort(key=(lambda entry: (entry[0], _natural(entry[1]))) if equal else None)
+            places.sort(key=(lambda entry: (entry[0], natural(entry[1]))) if equal else None)
             first = self._first_batch()
             self._names.extend(name for place, name in places if not first or place < first[0])
             if self._names or not first:
@@ -700,6 +735,7 @@ class Queue:
                             self._bad_batches.add(one.id)
         # A folder changed twice within one tick of its clock looks unchanged: trust only a time that has passed.
         self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
+        self._order = order if abs(time.time_ns() - order) > 50_000_000 else -1
 
     def _first_batch(self) -> tuple[int, str] | None:
         """Return the place in the queue of the first job that waits in a batch, and that batch's name."""
@@ -743,6 +779,10 @@ class Queue:
         """
         if self._stuck:
             self._let_go(self._stuck)
+        if self._names and os.fstat(self._fds["held"]).st_mtime_ns != self._order:
+            # Jobs were released, or have got another priority: what was listed is in the wrong order.
+            self._names.clear()
+            self._seen = (-1, 0.0)
         lost = not self._names
         while not os.path.lexists(self.jobset.gate):
             if not self._names and lost:
@@ -790,7 +830,7 @@ class Queue:
 
     def _is_twice(self, name: str) -> bool:
         """Tell whether a pending job is in another state, too. The caller has its owner record."""
-        others = [state for state in STATES[1:] if self._is_in(state, name)]
+        others = [state for state in PLACES[1:] if self._is_in(state, name)]
         if others and self._is_in("pending", name):
             self.refused[f"pending/{name}{SUFFIX}"] = f"is in {others[0]}, too: remove the one that should not be"
             return True
@@ -1079,10 +1119,13 @@ class Queue:
 
     def _recovered(self, name: str, values: dict[str, str], claim: str, worker: str, why: str) -> dict[str, str]:
         recoveries = job.number(values, "RECOVERIES") + 1
-        values = {**job.before_attempt(values), "RECOVERIES": str(recoveries), "ENDED_AT": owner.now(), "CLAIM": claim, "WORKER": worker}
+        values = {"ATTEMPTS": "0", **job.before_attempt(values), "RECOVERIES": str(recoveries)}
+        values.update(ENDED_AT=owner.now(), CLAIM=claim, WORKER=worker)
         result, reason, detail = "pending", "orphan", why
         if self.gate().solved_by == name:
             result, reason, detail = "done", "solved", f"its worker died after it had solved the jobset ({why})"
+        elif self.kill_request(claim):
+            result, reason, detail = "failed", "killed", self.kill_request(claim)
         elif recoveries >= self.jobset.recoveries:
             result, reason, detail = "failed", "too_many_recoveries", f"its worker died {recoveries} times, lastly: {why}"
         return {**values, **job.tidy({"RESULT": result, "REASON": reason, "DETAIL": detail})}
@@ -1111,7 +1154,7 @@ class Queue:
         """
         changes = []
         with self.lock():
-            for name in sorted(self.entries("failed"), key=_natural) if names is None else names:
+            for name in sorted(self.entries("failed"), key=natural) if names is None else names:
                 state = self.locate(job.check_name(name))
                 if state != "failed":
                     changes.append(Change(name, state, state, f"left alone: {state or 'there is no such job'}"))
@@ -1142,11 +1185,11 @@ class Queue:
             logs: their logs, too.
             check: only say what would become of each.
         """
-        states = list(states)
+        states = [*states, "held"] if "pending" in states else list(states)
         changes = []
         with self.lock():
             if names is None:
-                names = sorted({name for state in states for name in self.entries(state)}, key=_natural)
+                names = sorted({name for state in states for name in self.entries(state)}, key=natural)
                 changes += self._remove_from_batches(None if "pending" in states else set(names), check)
             else:
                 filed = {job.check_name(name): self._filed(name) for name in names}
@@ -1204,6 +1247,198 @@ class Queue:
             joblog.remove(os.path.join(self.layout.log, f"{name}.log"))
         return Change(name, state, None, "removed")
 
+    # ---- what an operator decides for single jobs ---------------------------------------------------------------
+
+    def hold(self, names: list[str], by: str = "", check: bool = False) -> list[Change]:
+        """Keep pending jobs from being claimed until they are released; durable on return.
+
+        Args:
+            names: which.
+            by: who asks for it.
+            check: only say what would become of each.
+        """
+        held = job.tidy({"HELD_AT": owner.now(), "HELD_BY": (by or _me())[:100]})
+        with self.lock():
+            return self._amend(names, ("pending",), "held", "held", lambda values: {**values, **held}, check)
+
+    def release(self, names: list[str], check: bool = False) -> list[Change]:
+        """Let held jobs be claimed again, each in its old place; durable on return."""
+        with self.lock():
+            return self._amend(names, ("held",), "pending", "released", _not_held, check)
+
+    def prioritize(self, names: list[str], priority: str, check: bool = False) -> list[Change]:
+        """Give pending jobs another priority, and the place in the queue that goes with it; durable on return."""
+        job.check_priority(priority)
+
+        def edit(values: dict[str, str]) -> dict[str, str]:
+            if int(job.check_priority(values.get("PRIORITY", "0"))) == int(priority):
+                raise QueueError(f"its priority is {int(priority)} already")
+            return {**values, "PRIORITY": str(int(priority))}
+
+        with self.lock():
+            return self._amend(names, ("pending", "held"), None, f"priority {int(priority)}", edit, check)
+
+    def kill(self, names: list[str], by: str = "", check: bool = False) -> list[Change]:
+        """Bring pending jobs to failed, and ask the workers of running ones to end them; see kill.py, which waits for those."""
+        asked = job.tidy({"DETAIL": f"{by or _me()} asked for it at {owner.now()}", "ENDED_AT": owner.now()})
+
+        def edit(values: dict[str, str]) -> dict[str, str]:
+            kept = {"ATTEMPTS": "0", **job.before_attempt(_not_held(values)), **{key: values[key] for key in ("CLAIM",) if key in values}}
+            return {**kept, **asked, "REASON": "killed", "RESULT": "failed"}
+
+        with self.lock():
+            changes = self._amend(names, ("pending", "held"), "failed", "killed", edit, check)
+            for number, change in enumerate(changes):
+                if change.new_state == "running":
+                    changes[number] = change._replace(new_state="failed", reason="killed") if check else change
+                    claim = (self.owner_of(change.name) or {}).get("OWNER_CLAIM", "")
+                    if re.fullmatch("[0-9a-f]{32}", claim) and not check and not self.kill_request(claim):
+                        staged = f"kill.{os.urandom(8).hex()}"
+                        self._stage(staged, asked["DETAIL"].encode("utf-8", "replace"))
+                        os.rename(staged, os.path.join(self.layout.run, f"kill.{claim}"), src_dir_fd=self._fds["staging"])
+        return changes
+
+    def kill_request(self, claim: str) -> str:
+        """Return who has asked for the end of a running job's claim, and when; an empty text if nobody has."""
+        path = os.path.join(self.layout.run, f"kill.{claim}")
+        with contextlib.suppress(FileNotFoundError, Refused), open(path, encoding="utf-8", errors="replace", opener=open_own) as file:
+            return file.read(1000) or "nobody knows who asked for it"
+        return ""
+
+    def clear_kill_requests(self) -> None:
+        """Remove the requests to end claims that hold no job any more. The caller holds the lock."""
+        asked = {entry for entry in os.listdir(self.layout.run) if re.fullmatch("kill[.][0-9a-f]{32}", entry)}
+        if asked:
+            running = (name for name in self.recorded() if self._filed(name) == "running")
+            asked -= {f"kill.{(self.owner_of(name) or {}).get('OWNER_CLAIM')}" for name in running}
+        for path in (os.path.join(self.layout.run, entry) for entry in asked):
+            if not why_odd(os.stat(path, follow_symlinks=False)):
+                os.unlink(path)
+
+    def reset(self, names: list[str], check: bool = False) -> list[Change]:
+        """Bring done and failed jobs back to pending as if they had never run; durable on return."""
+        changes, again = [], []
+        with self.lock():
+            for name, state in self._locate_all([job.check_name(name) for name in names]):
+                if state not in ("done", "failed"):
+                    reason = "running; kill it first" if state == "running" else f"already {state}" if state else "there is no such job"
+                    changes.append(Change(name, state, state, f"left alone: {reason}"))
+                    continue
+                try:
+                    values = self.read(state, name)
+                    if values.get("REASON") == "malformed_job":
+                        raise MalformedJob(f"malformed ({values.get('DETAIL', '')}); remove it and enqueue it anew")
+                    job.check_room(values)
+                except MalformedJob as exc:
+                    changes.append(Change(name, state, state, f"left alone: {exc}"))
+                    continue
+                kept = {"PRIORITY": values["PRIORITY"]} if "PRIORITY" in values else {}
+                changes.append(Change(name, state, "pending", f"was {values.get('REASON', state)}"))
+                again.append((changes[-1], {**job.own_values(values), **kept}))
+            if again and not check:
+                self._make(again)
+        return changes
+
+    def _amend(
+        self,
+        names: list[str],
+        sources: tuple[str, ...],
+        target: str | None,
+        reason: str,
+        edit: Callable[[dict[str, str]], dict[str, str]],
+        check: bool,
+    ) -> list[Change]:
+        """Write pending and held jobs anew, and bring them somewhere; durable on return. The caller holds the lock.
+
+        Args:
+            names: which.
+            sources: where they may be, pending or held; others are left alone.
+            target: where they go; None: they stay where they are.
+            reason: what became of them.
+            edit: returns the new values of a job; a QueueError says why it is left alone.
+            check: only say what would become of each.
+        """
+        lines = self.batch_lines({job.check_name(name) for name in names})
+        changes: dict[str, Change] = {}
+        todo = []
+        for name in dict.fromkeys(names):
+            filed = self._filed(name)
+            state = filed or ("pending" if name in lines else None)
+            try:
+                if state not in sources:
+                    raise QueueError(f"already {state}" if state == target else state or "there is no such job")
+                if filed:
+                    values = self.read(filed, name)
+                    place = os.stat(name + SUFFIX, dir_fd=self._fds[filed], follow_symlinks=False).st_mtime_ns
+                else:
+                    values, place = lines[name]
+                new = edit(values)
+                job.check_room(new)
+            except FileNotFoundError:
+                changes[name] = self._claimed_now(name)
+            except QueueError as exc:
+                changes[name] = Change(name, state, state, f"left alone: {exc}")
+            else:
+                if values.get("PRIORITY") != new.get("PRIORITY"):
+                    place += _ahead(values) - _ahead(new)
+                words = [f", priority {int(v.get('PRIORITY', '0'))}" if target is None else "" for v in (values, new)]
+                changes[name] = Change(name, state, target or state, reason, 1, *words)
+                todo.append((name, filed, target or state or "", new, place))
+        if check or not todo:
+            return list(changes.values())
+        prefix = os.urandom(8).hex()
+        staged = {name: f"{prefix}.{name}" for name, *_rest in todo}
+        try:
+            for name, _filed, _target, new, place in todo:
+                self._stage(staged[name], job.render(new), sync=len(todo) < 20)
+                os.utime(staged[name], ns=(place, place), dir_fd=self._fds["staging"])
+            # A job is in held for a moment, where nobody would claim it: by this list recovery brings it back.
+            self._stage(f"redo.{target}.{prefix}", "\n".join(staged).encode(), sync=len(todo) < 20)
+            if len(todo) >= 20:
+                _sync_file_system(self._fds["staging"])
+            else:
+                os.fsync(self._fds["staging"])
+            for name, filed, last, _new, _place in todo:
+                entry = name + SUFFIX
+                if filed == "pending":
+                    try:
+                        # Either a claimer gets it, or we do.
+                        os.rename(entry, entry, src_dir_fd=self._fds["pending"], dst_dir_fd=self._fds["held"])
+                    except FileNotFoundError:
+                        changes[name] = self._claimed_now(name)
+                        continue
+                first = "held" if filed else last
+                os.rename(staged.pop(name), entry, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds[first])
+                if first != last:
+                    os.rename(entry, entry, src_dir_fd=self._fds[first], dst_dir_fd=self._fds[last])
+        finally:
+            for entry in staged.values():
+                with contextlib.suppress(OSError):
+                    os.unlink(entry, dir_fd=self._fds["staging"])
+        for folder in dict.fromkeys([*(last for _name, _filed, last, _new, _place in todo), "held", "pending"]):
+            os.fsync(self._fds[folder])
+        # Their files are there for sure: now their lines may go.
+        self._remove_from_batches({name for name, *_rest in todo if name in lines}, False)
+        os.unlink(f"redo.{target}.{prefix}", dir_fd=self._fds["staging"])
+        # Whoever has listed names looks at this folder's time.
+        os.utime(self.layout.held)
+        return list(changes.values())
+
+    def _claimed_now(self, name: str) -> Change:
+        state = self._filed(name)
+        return Change(name, state, state, f"left alone: {state}, it was claimed just now")
+
+    def batch_lines(self, names: set[str]) -> dict[str, tuple[dict[str, str], int]]:
+        """Return values and place in the queue of those jobs that are lines of batches."""
+        found = {}
+        for one in self._batches():
+            with one:
+                for order, name, line in one.find(names):
+                    with contextlib.suppress(QueueError):
+                        ((_name, values),) = job.parse_list([line])
+                        found[name] = {**values, "ENQUEUED_AT": one.stamp}, one.place + order * 1000 - _ahead(values)
+        return found
+
     # ---- copies, and jobs from elsewhere ----------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
@@ -1212,7 +1447,7 @@ class Queue:
             # A job that is about to be redone lies in done or failed, but only until here.
             self.carry_on()
             # Rule 3: in this order none is missed, and of a job that was seen twice the later state is the newer one.
-            states = {name: state for state in STATES for name in self.entries(state)}
+            states = {name: state for state in PLACES for name in self.entries(state)}
             found = Snapshot(states, 0, {})
             try:
                 for one in self._batches():
@@ -1240,7 +1475,7 @@ class Queue:
             with self.lock() if certain else contextlib.nullcontext():
                 if certain:
                     self.carry_on()
-                for place in (state, *STATES):
+                for place in (state, *PLACES):
                     with contextlib.suppress(FileNotFoundError):
                         reason = self.why_refused(place, name)
                         if reason:
@@ -1250,8 +1485,9 @@ class Queue:
                             data = file.read(job.MAX_BYTES + 1)
                             if len(data) > job.MAX_BYTES:
                                 raise MalformedJob(f"larger than {job.MAX_BYTES} bytes")
-                            if not certain and place in ("done", "failed") and b"RESULT=pending\n" in data:
-                                # Somebody is about to redo it.
+                            redone = place in ("done", "failed") and b"RESULT=pending\n" in data
+                            if not certain and (redone or (place == "held" and b"HELD_AT=" not in data)):
+                                # Somebody is about to redo it, or to change it.
                                 break
                             return place, os.fstat(fd).st_mtime_ns, data
         return None
@@ -1270,7 +1506,7 @@ class Queue:
 
     def sync(self) -> None:
         """Make the names of all jobs and batches durable."""
-        for folder in (*STATES, "batches"):
+        for folder in (*PLACES, "batches"):
             os.fsync(self._fds[folder])
 
     # ---- the gate ---------------------------------------------------------------------------------------------
@@ -1303,7 +1539,7 @@ class Queue:
         numbers = [int(number) for number in re.findall(r"(?<!\w)[0-9]{1,9}(?!\w)", text)[:64]]
         candidates = [self.jobset.job_name(number) for number in numbers]
         # Jobs with names of their own, and patterns without an offset.
-        candidates += itertools.islice((name for state in STATES for name in self._each(state)), 1000)
+        candidates += itertools.islice((name for state in PLACES for name in self._each(state)), 1000)
         for name in dict.fromkeys(candidates):
             with contextlib.suppress(FileNotFoundError, QueueError):
                 state = self.locate(name)
@@ -1359,6 +1595,10 @@ class Queue:
             except OSError as exc:
                 raise QueueError(f"jobset {self.jobset.name}: can't open the gate: {explain(exc, self.jobset.gate)}") from exc
         return gate.closed
+
+
+def _not_held(values: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in values.items() if key not in ("HELD_AT", "HELD_BY")}
 
 
 def _is_whole(line: bytes) -> bool:

@@ -72,8 +72,9 @@ def _clean(queue: Queue, log: Callable[[str], None]) -> None:
     for name in queue.clear_stale_owners():
         log(f"job {name}: removed the owner record of a worker that died while claiming it")
     queue.clear_stale_cursors()
+    queue.clear_kill_requests()
     for change in queue.carry_on():
-        log(f"job {change.name}: {change.old_state} -> pending ({change.reason})")
+        log(f"job {change.name}: {change.old_state} -> {change.new_state} ({change.reason})")
     named = {(queue.owner_of(name) or {}).get("OWNER_LOCK", "") for name in queue.recorded()}
     owner.clean(queue.layout.workers, named, log)
     _clean_staging(queue.layout.staging)

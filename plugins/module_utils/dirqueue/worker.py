@@ -23,12 +23,13 @@ from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
 
 # Seconds: how often an idle worker looks where the kernel does not tell it of news, and where it does; how long it trusts that the
-# runner is ready, how often a running job's memory is read, how long it waits before it tries again what failed for want of a
-# container, of disk or the like.
+# runner is ready, how often a running job's memory is read, and whether somebody wants the job killed, how long it waits before it
+# tries again what failed for want of a container, of disk or the like.
 _IDLE = 0.1
 _ARMED = 2.0
 _READY = 5.0
 _SAMPLE = 5.0
+_ASK = 1.0
 _AGAIN = 5.0
 # How many jobs that have ended are recorded together, and how long the first of them waits for others (seconds).
 _TOGETHER = 128
@@ -264,10 +265,10 @@ class Worker:
         return self._kills[1]
 
     def _watch(self, running: Running, log: JobLog) -> tuple[Outcome, str]:
-        """Wait for a command's end; return how it ended, and why we ended it (timeout, worker_stopped or nothing)."""
+        """Wait for a command's end; return how it ended, and why we ended it (timeout, worker_stopped, killed or nothing)."""
         now = time.monotonic()
         deadline = now + self.jobset.timeout if self.jobset.timeout else float("inf")
-        sample = now + 0.5
+        sample, ask = now + 0.5, now + _ASK
         ended_for = ""
         # Those that ended before it wait no longer than they have to.
         record = self._ended_at + _LATER if self._ended else float("inf")
@@ -281,6 +282,12 @@ class Worker:
                 ended_for = "worker_stopped" if self._stopping else "timeout"
                 deadline = now + self.jobset.grace
                 self._try(lambda: self.runner.signal(running, signal.SIGTERM))
+            elif not ended_for and now >= ask:
+                ask = now + _ASK
+                with contextlib.suppress(OSError):
+                    if self.queue.kill_request(running.carries["SAGEQUEUE_CLAIM"]):
+                        ended_for, deadline = "killed", now + self.jobset.grace
+                        self._try(lambda: self.runner.signal(running, signal.SIGTERM))
             elif ended_for and now >= deadline:
                 deadline = now + self.jobset.grace
                 self._try(lambda: self.runner.end(running.carries))
@@ -290,7 +297,8 @@ class Worker:
             elif now >= sample:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
-            self._sleep(min(deadline, sample, record) - time.monotonic(), log.fileno(), running.fileno)
+            wake = min(deadline, sample, record, float("inf") if ended_for else ask)
+            self._sleep(wake - time.monotonic(), log.fileno(), running.fileno)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:
@@ -304,8 +312,11 @@ class Worker:
         gate = self._insist(self.queue.gate, f"job {claim.name} has ended, but the gate can't be read")
         solved = gate.closed and not gate.requested and self.jobset.names_job(gate.text, claim.name, claim.values)
         ok = outcome.exit_status == 0
-        if solved and (ok or ended_for == "worker_stopped"):
+        if solved and (ok or ended_for in ("worker_stopped", "killed")):
             return "done", {"REASON": "solved", "DETAIL": gate.text}
+        if ended_for == "killed":
+            by = self._insist(lambda: self.queue.kill_request(claim.id), f"job {claim.name} was killed, but by whom can't be read")
+            return "failed", {"REASON": "killed", "DETAIL": by}
         if ended_for == "worker_stopped":
             return "pending", {"REASON": "worker_stopped", "DETAIL": self._stopping}
         if ended_for == "timeout":
