@@ -233,7 +233,7 @@ def _killed(world: World, acknowledged: bool) -> bool:
     """What was killed says so and by whom; and no request is left once it is."""
     values = world.host.values("waits")
     left = [entry for entry in os.listdir(world.layout.run) if entry.startswith("kill.")]
-    said = values.get("REASON") == "killed" and values["DETAIL"].startswith("test asked for it at ")
+    said = values.get("REASON") == "killed" and values["DETAIL"].startswith("by test at ")
     return not left and (said if world.host.states()["waits"] == "failed" else not acknowledged)
 
 

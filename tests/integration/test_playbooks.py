@@ -119,8 +119,8 @@ def test_single_jobs_are_held_released_killed_and_reset(house: Any) -> None:
     assert house.play("hold", "--check", jobset="quick", jobs="off[0,2-3]").said().startswith("3 would be held")
     held = house.play("hold", jobset="quick", jobs="off[0,2-3]")
     assert held.changed and held.said().startswith("3 held") and house.play("hold", jobset="quick", jobs="off0").changed == []
-    listed = house.play("list", jobset="quick", state="held,done", jobs="off*,by_hand").said()
-    assert [line.split()[:2] for line in listed.splitlines()[1:-1]] == [["by_hand", "done"], *([f"quick_off{n}", "held"] for n in (0, 2, 3))]
+    said = house.play("list", jobset="quick", state="held,done", jobs="off*,by_hand").said().splitlines()
+    assert [line.split()[:2] for line in said[1:-1]] == [["by_hand", "done"], *([f"quick_off{n}", "held"] for n in (0, 2, 3))]
     assert "given priority 5" in house.play("priority", jobset="quick", jobs="off3", priority=5).said()
     assert house.play("release", jobset="quick", jobs="off[0,3]").changed
     house.play("clear_stop", jobset="quick")

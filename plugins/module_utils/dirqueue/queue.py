@@ -1280,7 +1280,7 @@ class Queue:
 
     def kill(self, names: list[str], by: str = "", check: bool = False) -> list[Change]:
         """Bring pending jobs to failed, and ask the workers of running ones to end them; see kill.py, which waits for those."""
-        asked = job.tidy({"DETAIL": f"{by or _me()} asked for it at {owner.now()}", "ENDED_AT": owner.now()})
+        asked = job.tidy({"DETAIL": f"by {by or _me()} at {owner.now()}", "ENDED_AT": owner.now()})
 
         def edit(values: dict[str, str]) -> dict[str, str]:
             kept = {"ATTEMPTS": "0", **job.before_attempt(_not_held(values)), **{key: values[key] for key in ("CLAIM",) if key in values}}

@@ -223,6 +223,36 @@ def test_remove(call: Any, host: Any) -> None:
     assert not call("queue_remove", jobset="t", confirm="t")["changed"]
 
 
+def test_control_and_list(call: Any, host: Any) -> None:
+    define(call, host)
+    call("queue_enqueue", jobset="t")
+    for options, word in (
+        ({"action": "hold", "jobs": ["off[0-1", "3]"], "by": "anna"}, "3 held"),
+        ({"action": "release", "jobs": ["off3"]}, "1 released"),
+        ({"action": "priority", "jobs": ["off*"], "priority": -5}, "4 given priority -5"),
+        ({"action": "kill", "jobs": ["t_off0", "off2"]}, "2 killed"),
+        ({"action": "reset", "jobs": ["off0", "off1"]}, "1 back to pending; 1 left alone: already held"),
+    ):
+        predicted = call("queue_control", True, jobset="t", **options)
+        before = host.states()
+        real = call("queue_control", jobset="t", **options)
+        agree(predicted, real)
+        assert real["changed"] and real["msg"] == word and (before != host.states() or options["action"] == "priority")
+        assert not call("queue_control", jobset="t", **options)["changed"]
+    assert host.states() == {"t_off0": "pending", "t_off1": "held", "t_off2": "failed", "t_off3": "pending"}
+    assert real["counts"] == {"pending": 3, "running": 0, "done": 0, "failed": 1} and predicted["diff"]["after"] == "t_off0: pending\n"
+    assert "priority is -5" not in str(call("queue_control", jobset="t", action="priority", jobs=["off1"], priority=3)["diff"])
+    assert call("queue_control", jobset="t", action="priority", jobs=["off1"])["msg"].endswith("missing: priority")
+    listed = call("queue_list", jobset="t", states=["held", "failed"], limit=1)
+    assert (listed["total"], [one["name"] for one in listed["jobs"]], listed["changed"]) == (2, ["t_off1"], False)
+    assert "1 of 2 jobs are shown" in listed["text"] and "held by anna" in listed["text"] and call("queue_info", jobset="t")["held"] == 1
+    for module in ("queue_retry", "queue_list"):
+        assert "no job matches 'off9'; there are t_off0, t_off1" in call(module, jobset="t", jobs=["off9"])["msg"]
+    assert call("queue_retry", jobset="t", jobs=["off[2-3]"])["msg"].startswith("1 back to pending; 1 left alone: pending")
+    assert call("queue_remove", jobset="t", jobs=["off[0-2]"])["msg"] == "3 removed"
+    assert not call("queue_remove", jobset="t", jobs=["off[0-2]"])["changed"] and host.states() == {"t_off3": "pending"}
+
+
 def test_the_program_as_it_is_put_on_a_host(call: Any, host: Any) -> None:
     path = host.base / "bin"
     path.mkdir()

@@ -258,9 +258,9 @@ def test_a_running_job_is_killed(host: Any, wait_for: Any, script: str) -> None:
     host.script("touch ran.$SAGEQUEUE_JOB\n")
     changes = kill(queue, ["a", "b"], "anna")
     assert moved(changes) == [("a", "running", "failed"), ("b", "pending", "failed")] and {c.reason for c in changes} == {"killed"}
-    assert host.alive("a") == [] and "failed: killed: anna asked for it at " in host.log("a")
+    assert host.alive("a") == [] and "failed: killed: by anna at " in host.log("a")
     for name in ("a", "b"):
-        assert host.values(name)["REASON"] == "killed" and host.values(name)["DETAIL"].startswith("anna asked for it at 20")
+        assert host.values(name)["REASON"] == "killed" and host.values(name)["DETAIL"].startswith("by anna at 20")
     wait_for(lambda: host.states()["c"] == "done")
     worker.terminate()
     worker.wait()
@@ -280,7 +280,7 @@ def test_the_job_of_a_dead_worker_is_killed(host: Any, wait_for: Any) -> None:
     worker.kill()
     worker.wait()
     assert moved(kill(queue, ["a"], "anna")) == [("a", "running", "failed")]
-    assert host.alive("a") == [] and host.values("a")["DETAIL"].startswith("anna asked") and host.owners() == []
+    assert host.alive("a") == [] and host.values("a")["DETAIL"].startswith("by anna at") and host.owners() == []
 
 
 def test_a_worker_that_does_not_answer_is_named_and_obeys_later(host: Any, wait_for: Any) -> None:
