@@ -118,6 +118,15 @@ def test_there_and_back(host: Any, queue: Queue, elsewhere: Any) -> None:
     assert [line["job"] for line in elsewhere.history()][2:] == ["runs", "first", "runs", "b" * 200]
 
 
+def test_a_held_job_stays_held(host: Any, queue: Queue, elsewhere: Any) -> None:
+    queue.enqueue([("a", {}), ("b", {})])
+    queue.hold(["a"], "anna")
+    made = backup.backup(queue, str(host.base / "t.tar.gz"), [])
+    backup.restore(elsewhere.queue(), str(host.base / "t.tar.gz"))
+    assert made["counts"]["pending"] == 2 and elsewhere.states() == {"a": "held", "b": "pending"}
+    assert elsewhere.values("a")["HELD_BY"] == "anna"
+
+
 def test_who_solved_it_is_done_elsewhere(host: Any, queue: Queue, elsewhere: Any) -> None:
     queue.enqueue(queue.jobset.offset_jobs([0]))
     queue.claim(owner.Holder(queue.layout.workers, "t-1"))
