@@ -44,6 +44,7 @@ def named(root: str, name: str) -> str:
 def run(
     options: dict[str, dict[str, Any]],
     call: Callable[[AnsibleModule, Queue], dict[str, Any]],
+    define: Callable[[AnsibleModule, str], list[dict[str, str]]] | None = None,
     **more: Any,
 ) -> None:
     """Run a module: open the jobset's queue, make one call, exit with its result and the queue's counts.
@@ -51,6 +52,7 @@ def run(
     Args:
         options: the module's own options, beside jobset and root.
         call: returns the result.
+        define: called with the root before the jobset is looked up, which it may define; returns the differences that makes.
         more: further arguments of AnsibleModule.
     """
     # What it makes is private to the user, whatever the umask is.
@@ -58,11 +60,16 @@ def run(
     module = AnsibleModule(argument_spec={**SHARED, **options}, supports_check_mode=True, **more)
     root = root_of(module.params["root"])
     try:
-        definition = jobset.load(root, named(root, module.params["jobset"]))
+        named(root, module.params["jobset"])
+        differences = define(module, root) if define else []
+        definition = jobset.load(root, module.params["jobset"])
         with Queue(Layout(root, definition.name), definition) as queue:
             result = call(module, queue)
             if "counts" not in result:
                 result["counts"] = queue.counts()
+        if differences:
+            shown = result["diff"] if isinstance(result["diff"], list) else [result["diff"]]
+            result.update(changed=True, diff=[*differences, *shown])
     except (QueueError, OSError, MemoryError) as exc:
         module.fail_json(msg=explain(exc, root))
     module.exit_json(**result)

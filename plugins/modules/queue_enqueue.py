@@ -19,6 +19,15 @@ extends_documentation_fragment:
   - sagequeue.batch.queue
   - sagequeue.batch.queue.actions
 options:
+  definition:
+    description:
+      - The jobset's keys, without C(secrets): it is defined like that first, if it is not yet.
+      - Needs a host where setup has been. Without it, the jobset must be defined.
+    type: dict
+  secrets:
+    description: More environment variables of the job, whose values nothing shows. Only with O(definition).
+    type: dict
+    default: {}
   offsets:
     description: The offsets to enqueue. Without it, O(jobs) and O(jobs_file), the whole stride is enqueued.
     type: list
@@ -45,7 +54,12 @@ options:
     description: Enqueue those that are done or failed again.
     type: bool
     default: false
+  start:
+    description: Let the jobset's workers start then, now and with the host. Needs a host where setup has been.
+    type: bool
+    default: false
 seealso:
+  - module: sagequeue.batch.queue_workers
   - module: sagequeue.batch.queue_retry
   - module: sagequeue.batch.queue_info
 """
@@ -109,6 +123,7 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.sagequeue.batch.plugins.module_utils import _host, _supervisors
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
@@ -129,13 +144,28 @@ def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
         jobs = [(job["name"], {key: str(value) for key, value in job["values"].items()}) for job in options["jobs"]]
     else:
         jobs = queue.jobset.offset_jobs(options["offsets"])
-    return report(queue.enqueue(jobs, options["force"], module.check_mode), "enqueued", module.check_mode)
+    result = report(queue.enqueue(jobs, options["force"], module.check_mode), "enqueued", module.check_mode)
+    if options["start"]:
+        differences = _supervisors.start(_host.of(queue.layout.root), queue.jobset, module.check_mode)
+        result.update(changed=result["changed"] or bool(differences), diff=[result["diff"], *differences])
+    return result
+
+
+def define(module: AnsibleModule, root: str) -> list[dict[str, str]]:
+    """Define the jobset, where the options say how."""
+    options = module.params
+    if options["definition"] is None:
+        return []
+    host = _host.of(root)
+    return _host.define(root, options["jobset"], options["definition"], options["secrets"], host.defaults(), module.check_mode)[1]
 
 
 def main() -> None:
     """Run the module."""
     run(
         {
+            "definition": {"type": "dict"},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "offsets": {"type": "list", "elements": "int"},
             "jobs": {
                 "type": "list",
@@ -144,8 +174,10 @@ def main() -> None:
             },
             "jobs_file": {"type": "path"},
             "force": {"type": "bool", "default": False},
+            "start": {"type": "bool", "default": False},
         },
         enqueue,
+        define,
         mutually_exclusive=[("offsets", "jobs", "jobs_file")],
     )
 

@@ -108,50 +108,9 @@ import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, probe
-
-
-def without_secrets(text: str) -> str:
-    """Return a definition file's text with the values of environment variables and secrets left out."""
-    if not text:
-        return text
-    try:
-        definition = json.loads(text)
-        # A file of an older version has no secrets.
-        for key in {"environment", "secrets"} & definition.keys():
-            definition[key] = dict.fromkeys(definition[key].keys(), "(not shown)")
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        return "(not a definition)\n"
-    return json.dumps(definition, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def define(options: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Write a definition and make the queue's folders; return the module's result."""
-    if "secrets" in options["definition"]:
-        raise QueueError(f"jobset {options['name']}: the definition has secrets, which Ansible could show; give them as the option secrets")
-    wanted = jobset.Jobset(options["name"], {**options["definition"], "secrets": options["secrets"]}, options["defaults"])
-    layout = Layout(options["root"], wanted.name)
-    probe(layout.base)
-    before, after = jobset.current_text(layout.root, wanted.name), jobset.stored_text(wanted)
-    changed = before != after or bool(layout.missing())
-    if changed and not check:
-        layout.create()
-        jobset.store(layout, wanted)
-    shown = without_secrets(after)
-    difference = {"before": without_secrets(before), "after": shown}
-    if changed and before and difference["before"] == shown:
-        difference["after"] += "(the value of an environment variable or a secret, or a missing folder, has changed)\n"
-    return {"changed": changed, "definition": json.loads(shown), "diff": difference}
-
-
-def forget(options: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Remove a definition; return the module's result."""
-    before = jobset.current_text(options["root"], options["name"])
-    if before and not check:
-        jobset.forget(options["root"], options["name"])
-    return {"changed": bool(before), "diff": {"before": without_secrets(before), "after": ""}}
 
 
 def main() -> None:
@@ -182,11 +141,20 @@ def main() -> None:
     secrets = (module.params["definition"] or {}).get("secrets")
     # They are refused, but came all the same.
     module.no_log_values.update(str(value) for value in (secrets.values() if isinstance(secrets, dict) else [secrets]) if value)
+    options, check = module.params, module.check_mode
+    result: dict[str, Any] = {}
     try:
-        result = (define if module.params["state"] == "present" else forget)(module.params, module.check_mode)
+        if options["state"] == "present":
+            wanted, diff = _host.define(
+                options["root"], options["name"], options["definition"], options["secrets"], options["defaults"], check
+            )
+            result["definition"] = json.loads(_host.without_secrets(jobset.stored_text(wanted)))
+        else:
+            diff = _host.forget(options["root"], options["name"], check)
+        path = jobset.path_of(options["root"], options["name"])
     except (QueueError, OSError) as exc:
         module.fail_json(msg=str(exc))
-    module.exit_json(path=jobset.path_of(module.params["root"], module.params["name"]), **result)
+    module.exit_json(changed=bool(diff), path=path, diff=diff[0] if diff else {"before": "", "after": ""}, **result)
 
 
 if __name__ == "__main__":
