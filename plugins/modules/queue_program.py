@@ -26,13 +26,13 @@ attributes:
     support: full
 options:
   path:
-    description: The program's file. Its folder must exist.
+    description: The program's file. Folders that are missing are made, private to the user.
     type: path
     required: true
   python:
-    description: The Python that runs it.
-    type: path
-    default: /usr/bin/python3
+    description: The Python that runs it. Empty, the system's own C(/usr/bin/python3), or what Ansible uses where there is none.
+    type: str
+    default: ""
 notes:
   - Run it as the batch user, who then owns the program.
 """
@@ -55,6 +55,7 @@ import io
 import marshal
 import os
 import pkgutil
+import sys
 import zipfile
 import zlib
 
@@ -111,15 +112,17 @@ def version_of(module: AnsibleModule, path: str) -> str:
 
 def main() -> None:
     """Run the module."""
+    os.umask(0o077)
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
-            "python": {"type": "path", "default": "/usr/bin/python3"},
+            "python": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     path = module.params["path"]
-    wanted = packed(module.params["python"])
+    # The system's own: virtual environments come and go.
+    wanted = packed(module.params["python"] or ("/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable))
     try:
         with open(path, "rb") as file:
             current = file.read()
@@ -132,6 +135,7 @@ def main() -> None:
     if changed and not module.check_mode:
         temporary = f"{path}.{os.getpid()}.new"
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(temporary, "wb") as file:
                 file.write(wanted)
                 file.flush()

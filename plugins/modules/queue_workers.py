@@ -184,7 +184,7 @@ def act(root: str, options: dict[str, Any], check: bool) -> dict[str, Any]:
         ours = [one for one in chosen if one.supervisor == kind]
         if shared:
             supervisor.prepare()
-        for verb in VERBS[state] or VERBS["defined" if options["enabled"] else None]:
+        for verb in VERBS[state]:
             getattr(supervisor, verb)(ours)
         if options["enabled"] is not None:
             supervisor.enable(ours, options["enabled"])

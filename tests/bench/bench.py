@@ -315,45 +315,97 @@ def modules(events: list[dict[str, Any]]) -> int:
     return count
 
 
-def commands(rounds: int) -> Measure:
-    """The embedded default: supervisord, the runner process, no Sage."""
+@contextlib.contextmanager
+def batch_home() -> Iterator[Any]:
+    """The embedded default: supervisord, the runner process, no Sage. Its setup has not run."""
+    # In /tmp: the path of a socket must be short.
+    folder = Path(tempfile.mkdtemp(prefix="sagequeue-bench-", dir="/tmp"))
+    try:
+        yield load("tests/integration/conftest.py").House(folder)
+    finally:
+        pid = folder / "q" / "run" / "supervisord.pid"
+        if pid.exists():
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+            wait_for(lambda: not pid.exists(), 60)
+        shutil.rmtree(folder)
 
+
+def setups(title: str, home: Any) -> Values:
+    """Set the host up, and once more."""
+    found: Values = {}
+    for turn in ("first", "again"):
+        began = time.perf_counter()
+        result = home.play("setup")
+        if result.rc:
+            raise RuntimeError(f"setup failed: {result.failures}")
+        found[f"{title}: setup {turn}"] = [time.perf_counter() - began]
+        found[f"{title}: setup {turn}, modules"] = [modules(result.events)]
+    return found
+
+
+def playbooks(title: str, home: Any, rounds: int, commands: dict[str, list[str]]) -> Values:
+    """Time some playbooks beside an empty one, in turns."""
+    found: Values = {}
+    (home.folder / "empty.yml").write_text(json.dumps(EMPTY))
+    for _round in range(rounds):
+        for name, variables in {"empty": [], **commands}.items():
+            playbook = home.folder / "empty.yml" if name == "empty" else REPOSITORY / "playbooks" / f"{name}.yml"
+            words = ["ansible-playbook", "-i", str(home.folder / "inventory"), str(playbook)]
+            began = time.perf_counter()
+            run(
+                [*words, *(word for pair in variables for word in ("-e", pair))],
+                env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+                cwd=REPOSITORY,
+            )
+            found.setdefault(f"{title}: {name}", []).append(time.perf_counter() - began)
+    return found
+
+
+def commands(rounds: int) -> Measure:
     def measure(_folder: Path) -> Values:
-        found: Values = {}
-        # In /tmp: the path of a socket must be short.
-        folder = Path(tempfile.mkdtemp(prefix="sagequeue-bench-", dir="/tmp"))
-        try:
-            home = load("tests/integration/conftest.py").House(folder)
-            for title in ("first", "again"):
-                began = time.perf_counter()
-                result = home.play("setup")
-                if result.rc:
-                    raise RuntimeError(f"setup failed: {result.failures}")
-                found[f"commands: setup {title}"] = [time.perf_counter() - began]
-                found[f"commands: setup {title}, modules"] = [modules(result.events)]
+        with batch_home() as home:
+            found = setups("commands", home)
             if home.play("enqueue", jobset="quick").rc:
                 raise RuntimeError("enqueue failed")
             home.wait("done", 4)
-            (folder / "empty.yml").write_text(json.dumps(EMPTY))
-            turns = {"empty": [], **COMMANDS}
-            for _round in range(rounds):
-                for name, variables in turns.items():
-                    playbook = folder / "empty.yml" if name == "empty" else REPOSITORY / "playbooks" / f"{name}.yml"
-                    words = ["ansible-playbook", "-i", str(folder / "inventory"), str(playbook)]
-                    began = time.perf_counter()
-                    run(
-                        [*words, *(word for pair in variables for word in ("-e", pair))],
-                        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
-                        cwd=REPOSITORY,
-                    )
-                    found.setdefault(f"commands: {name}", []).append(time.perf_counter() - began)
-        finally:
-            pid = folder / "q" / "run" / "supervisord.pid"
-            if pid.exists():
-                os.kill(int(pid.read_text()), signal.SIGTERM)
-                wait_for(lambda: not pid.exists(), 60)
-            shutil.rmtree(folder)
-        return found
+            return {**found, **playbooks("commands", home, rounds, COMMANDS)}
+
+    return measure
+
+
+# Claims the jobs that are pending, all of them by a worker that is dead then.
+ORPHANS = """
+import sys
+from dirqueue import jobset, owner
+from dirqueue.layout import Layout
+from dirqueue.queue import Queue
+root, jobs = sys.argv[1], int(sys.argv[2])
+for name in jobset.defined(root):
+    with Queue(Layout(root, name), jobset.load(root, name)) as queue:
+        queue.enqueue(queue.jobset.offset_jobs(range(jobs)))
+        holder = owner.Holder(queue.layout.workers, f"{name}-dead")
+        assert sum(1 for _ in range(jobs) if queue.claim(holder)) == jobs
+"""
+
+
+def scale(jobsets: int, workers: int, rounds: int) -> Measure:
+    """Many jobsets with many workers, all defined and none started; then as many orphans as there are workers."""
+
+    def measure(folder: Path) -> Values:
+        with batch_home() as home:
+            home.jobsets = {f"set{k}": {**home.jobsets["quick"], "workers": workers, "stride": workers} for k in range(jobsets)}
+            home.write()
+            found = {**setups("scale", home), **playbooks("scale", home, rounds, {"status": [], "progress": ["jobset=set0"]})}
+            make_program(folder / "program")
+            environment = {**os.environ, "PYTHONPATH": str(folder / "program")}
+            run([sys.executable, "-c", ORPHANS, str(home.root), str(workers)], env=environment)
+            found.update(playbooks("scale", home, 1, {"requeue_running": ["jobset=set0"]}))
+            began = time.perf_counter()
+            for name in home.jobsets:
+                run([str(home.root / "bin" / "sagequeue"), "recover", name])
+            found["scale: recover, all jobsets"] = [time.perf_counter() - began]
+            assert len(home.jobs("pending", "set1")) == workers, "not all were recovered"
+            return found
 
     return measure
 
@@ -526,6 +578,7 @@ def contests() -> list[Contest]:
                 *([] if HOSTS else [Figure("setup_rerun_time", "s", [("commands: setup again", 15.0, "wanted: under 15 s (local)")], 1)]),
             ],
         ),
+        Contest("scale", 1, {"scale": scale(scaled(32, 2), scaled(64, 2), rounds(3))}, []),
         Contest(
             "test host",
             1,

@@ -36,15 +36,17 @@ printf '%s\\n%s' "$PLAIN" "$WILD" > got.new
 sleep 1
 mv got.new got
 """
-# What setup and enqueue do, without the supervisors.
+# What setup would do, and what enqueue does, without the supervisors.
 PLAYBOOK = """
 - hosts: all
   gather_facts: true
   gather_subset: [min]
-  vars: {queue_workers_one: true, _queue_workers_chosen: []}
+  vars: {start: false, known: {home: /, runner: process, supervisor: supervisord, image: "", container: "", slice: {}, stop_margin: 0}}
   roles: [sagequeue.batch.batch_host]
   tasks:
-    - ansible.builtin.include_role: {name: sagequeue.batch.queue_workers, tasks_from: define}
+    - ansible.builtin.include_role: {name: sagequeue.batch.queue_workers, tasks_from: define, apply: {check_mode: true}}
+    - ansible.builtin.file: {path: "{{ batch_host_root }}/etc", state: directory, mode: "0700"}
+    - ansible.builtin.copy: {content: "{{ known | to_json }}", dest: "{{ batch_host_root }}/etc/host.json", mode: "0600"}
     - ansible.builtin.include_tasks: "{{ playbook_tasks }}/enqueue.yml"
     - sagequeue.batch.queue_info: {root: "{{ batch_host_root }}", jobset: "{{ jobset }}", jobs: true}
 """
@@ -192,7 +194,7 @@ def test_only_the_job_sees_a_secret(program: Path, watch: Watch, long: bool) -> 
         watch.over.set()
         watch.join()
         # Ansible's own results, its log; what workers and progress say.
-        assert SEEN in said[0] and "queue_jobset" in said[0], "a search that finds nothing at all"
+        assert SEEN in said[0] and "queue_workers" in said[0], "a search that finds nothing at all"
         assert not [text for text in said if shows(text)]
         assert watch.found == {SEEN_ARGUMENT.encode()}
         files = [path for path in host.root.rglob("*") if path.is_file() and host.root / "supervisor" not in path.parents]

@@ -87,6 +87,12 @@ class Supervisor:
 
     # ---- for those who write one ------------------------------------------------------------------------------
 
+    def needs(self, jobsets: list[Jobset], paths: list[str]) -> None:
+        """Stop where define has not made its file for a jobset."""
+        missing = [jobset.name for jobset, path in zip(jobsets, paths) if not os.path.exists(path)]
+        if missing and not self.check:
+            raise QueueError(f"jobset {missing[0]} has no workers under {self.name} yet: run setup, or enqueue its jobs, first")
+
     def acts(self, names: list[str], before: str, after: str) -> bool:
         """Note that something happens to some workers or jobsets; tell whether to do it now."""
         if names:

@@ -200,10 +200,11 @@ class Supervisord(Supervisor):
         self._act("start", [program for program in new if program.rpartition("-")[0] in running])
 
     def enable(self, jobsets: list[Jobset], on: bool) -> None:
+        others = [jobset for jobset in jobsets if self._enabled(jobset) != on]
+        self.needs(others, [self._conf(jobset.name) for jobset in others])
         # supervisord reads it when it starts the next time.
-        for jobset in jobsets:
-            if self._enabled(jobset) != on:
-                self.write(self._conf(jobset.name), self._text(jobset, on), 0o600)
+        for jobset in others:
+            self.write(self._conf(jobset.name), self._text(jobset, on), 0o600)
 
     def _act(self, verb: str, programs: list[str]) -> None:
         """Start or stop programs, all at the same time; return when they have stopped, or have been started."""

@@ -182,6 +182,7 @@ class Systemd(Supervisor):
 
     def enable(self, jobsets: list[Jobset], on: bool) -> None:
         others = [jobset for jobset in jobsets if self._enabled(jobset) != on]
+        self.needs(others, [os.path.join(self.units, _target(jobset)) for jobset in others])
         words = ("enabled", "disabled")
         if self.acts([jobset.name for jobset in others], words[on], words[not on]):
             self._systemctl("enable" if on else "disable", *map(_target, others))
