@@ -97,8 +97,12 @@ def look(root: str, name: str, lines: int) -> dict[str, list[str]]:
             said["queues"].append(f"{one}: {explain(exc, root)}")
     for kind in sorted({one.supervisor for one in found}):
         supervisor = make(kind, host, found, False)
-        said["workers"] += supervisor.status(supervisor.jobsets)
-        said["messages"] += supervisor.journal(supervisor.jobsets, lines) if lines > 0 else []
+        try:
+            said["messages"] += supervisor.journal(supervisor.jobsets, lines) if lines > 0 else []
+            said["workers"] += supervisor.status(supervisor.jobsets)
+        except QueueError as exc:
+            # That it does not answer is what there is to say.
+            said["workers"].append(str(exc))
     return said
 
 

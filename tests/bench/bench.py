@@ -293,6 +293,7 @@ COMMANDS: dict[str, list[str]] = {
 EMPTY = [{"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.ping": {}}]}]
 # What runs on the controller: no module is sent anywhere.
 NO_MODULES = ("debug", "set_fact", "assert", "fail", "meta", "include_role", "import_role", "include_tasks", "import_tasks", "include_vars")
+NO_MODULES += ("validate_argument_spec",)
 
 
 def load(path: str) -> Any:

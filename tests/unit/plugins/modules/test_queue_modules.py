@@ -341,3 +341,76 @@ def test_backup_and_restore(call: Any, host: Any) -> None:
     assert not call("queue_restore", jobset="t", path=made["path"])["changed"]
     missing = call("queue_restore", jobset="t", path="/none.tar.gz")
     assert missing["failed"] and missing["msg"].startswith("/none.tar.gz: No such file")
+
+
+def workers(call: Any, host: Any, /, check: bool = True, **more: Any) -> dict[str, Any]:
+    """Ask what systemd would have; what really happens there, and under supervisord, is for hosts that have them."""
+    known = {"home": str(host.base / "home"), "runner": "process", "supervisor": "systemd", "stop_margin": 4}
+    options = {"host": known, "state": "defined", **more}
+    return call("queue_workers", check, **{key: value for key, value in options.items() if value is not None})
+
+
+def test_workers_of_many_jobsets_are_defined_by_one_call(call: Any, host: Any) -> None:
+    definitions = {name: {"script": "job.sh", "workers": 3, "grace": grace} for name, grace in (("slow", 20), ("t", 2))}
+    result = workers(call, host, definitions=definitions, secrets={"t": {"KEY": "c4nary"}})
+    texts = {Path(entry["after_header"]).name: entry["after"] for entry in result["diff"] if "after_header" in entry}
+    assert result["changed"] and result["jobsets"] == ["slow", "t"] and "c4nary" not in str(result)
+    assert f'"{host.root}/bin/sagequeue" worker %i' in texts["sagequeue-worker@.service"]
+    assert "TimeoutStopSec=24\n" in texts["sagequeue-worker@.service"]
+    assert all(f"Wants=sagequeue-worker@t-{number}.service\n" in texts["sagequeue-t.target"] for number in (1, 2, 3))
+    assert "OnUnitActiveSec=60" in texts["sagequeue-recover@slow.timer"] and '"workers": 3' in texts["slow.json"]
+    assert not (host.root / "etc").exists() and not (host.base / "home").exists()
+    # Jobsets that are on the host already count, too, however little can be understood of them.
+    define(call, host, grace=50)
+    (host.root / "etc/jobsets/broken.json").write_text("{")
+    result = workers(call, host, definitions={"slow": definitions["slow"]})
+    assert "TimeoutStopSec=54\n" in str(result["diff"]).replace("\\n", "\n") and result["left"] == ["broken", "t"]
+    assert workers(call, host, state="absent", jobset="broken")["diff"] == [{"before": "(not a definition)\n", "after": ""}]
+    assert (host.root / "etc/jobsets/broken.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"jobset": "tt"}, "jobset tt is not defined; did you mean t? (defined are t)"),
+        ({"jobset": "tt", "state": "stopped"}, "jobset tt is not defined; did you mean t? (defined are t)"),
+        ({"one": True}, "Name a jobset: -e jobset=NAME; defined are t"),
+        ({"definitions": {"t": {"script": "job.sh", "secrets": {"A": "b"}}}}, "give them as the option secrets"),
+        ({"definitions": {"t": {"script": "job.sh", "supervisor": "init"}}}, "supervisor"),
+        ({"host": None, "state": "started"}, "/etc/host.json on this host: run setup first."),
+        ({"check": False, "state": "started", "jobset": "t"}, "The systemd of this user"),
+        ({"check": False, "enabled": True, "state": None, "jobset": "t"}, "has no workers under systemd yet: run setup"),
+    ],
+)
+def test_what_workers_cannot_be_had_for(call: Any, host: Any, options: dict[str, Any], message: str) -> None:
+    define(call, host)
+    assert message in workers(call, host, **options)["msg"]
+    host.program.unlink()
+    if not options.get("check", True):
+        assert f"There is no {host.program} on this host: run setup first." in workers(call, host, **options)["msg"]
+
+
+def test_enqueue_defines_what_it_is_told(call: Any, host: Any) -> None:
+    definition = {**DEFINITION, "workdir": str(host.work)}
+    failed = call("queue_enqueue", jobset="t", definition=definition)
+    assert "run setup first" in failed["msg"] and not (host.root / "etc").exists()
+    (host.root / "etc").mkdir()
+    known = {"home": "/", "runner": "process", "supervisor": "supervisord", "image": "", "container": "", "slice": {}, "stop_margin": 0}
+    (host.root / "etc/host.json").write_text(json.dumps(known))
+    first = call("queue_enqueue", jobset="t", definition=definition, secrets={"KEY": "c4nary"})
+    assert first["changed"] and first["counts"]["pending"] == 4 and "c4nary" not in str(first) and len(first["diff"]) == 2
+    again = call("queue_enqueue", jobset="t", definition=definition, secrets={"KEY": "c4nary"})
+    assert not again["changed"] and host.queue().jobset.supervisor == "supervisord"
+    (host.root / "etc/host.json").write_text("{}")
+    assert "can't be read" in call("queue_enqueue", jobset="t", definition=definition)["msg"]
+    assert "supervisord" in (host.root / "etc/jobsets/t.json").read_text()
+
+
+def test_workers_info(call: Any, host: Any) -> None:
+    define(call, host, supervisor="supervisord")
+    assert "run setup first" in call("queue_workers_info")["msg"]
+    known = {"home": "/", "runner": "process", "supervisor": "supervisord", "image": "", "container": "", "slice": {}, "stop_margin": 0}
+    (host.root / "etc/host.json").write_text(json.dumps(known))
+    found = call("queue_workers_info", jobset="t", lines=5)
+    assert "supervisord does not answer" in found["workers"][0] and found["queues"] == ["t [------------------------------] 0/0 done"]
+    assert "Name a jobset" in call("queue_workers_info", one=True)["msg"]
