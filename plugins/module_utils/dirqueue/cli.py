@@ -172,6 +172,15 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
+def _diag(options: argparse.Namespace) -> int:
+    from . import diag
+
+    collected = diag.Diag(options.root, options.jobset, options.container)
+    collected.collect()
+    _say(diag.said(collected.archive(options.to)))
+    return 0
+
+
 def _carriers(options: argparse.Namespace) -> int:
     if not all("=" in pair for pair in options.variables):
         raise QueueError(f"{' '.join(options.variables)!r} is not KEY=VALUE ...")
@@ -240,6 +249,12 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("priority")
         command.add_argument("jobs", nargs="+", help="names, or such as 'off[0-3,7]' or 'off*'")
         command.set_defaults(call=_deed)
+
+    command = commands.add_parser("diag", help="write an archive for a bug report, without secrets")
+    command.add_argument("jobset", nargs="*", help="(all that are defined)")
+    command.add_argument("--to", default="", metavar="FOLDER", help="where it is written (ROOT/diag)")
+    command.add_argument("--container", default="sagemath", help="the long-lived container (sagemath)")
+    command.set_defaults(call=_diag)
 
     command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
     command.add_argument("variables", nargs="+", metavar="KEY=VALUE")
