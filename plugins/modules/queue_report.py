@@ -66,7 +66,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import report
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import report, wsl
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 
 
@@ -75,7 +75,7 @@ def write(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     to = module.params["to"]
     path = report.where(queue, to) if module.check_mode else report.write(queue, to)
     said = f"The report would be {path}" if module.check_mode else report.said(path)
-    return {"changed": True, "path": path, "windows_path": report.windows_path(path), "msg": said}
+    return {"changed": True, "path": path, "windows_path": wsl.windows_path(path), "msg": said}
 
 
 def main() -> None:

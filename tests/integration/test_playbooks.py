@@ -102,7 +102,9 @@ def test_progress_status_logs_journal_and_diag_tell(house: Any) -> None:
     assert str(archive) in diag.said()
     with tarfile.open(archive) as tar:
         inside = {name.partition("/")[2] for name in tar.getnames()}
-    assert {"README.txt", "controller.txt", "host/uname.txt", "units/files/log/quick-1.log", "queues/quick/queue.txt", "queues/other/queue.txt"} <= inside
+    assert {"README.txt", "controller.txt", "host/uname.txt", "units/files/log/quick-1.log", "queues/other/queue.txt"} <= inside
+    jupyter = house.play("jupyter_url")
+    assert jupyter.rc != 0 and "Jupyter does not run here" in jupyter.failures[0]
 
 
 def test_failed_jobs_are_retried(house: Any) -> None:

@@ -57,6 +57,12 @@ def test_jupyter_wants_its_token(site):
     assert site.sh(f'{status} -H "Authorization: token wrong"') == "403"
 
 
+def test_its_address_leads_to_jupyter(site):
+    address = site.play("jupyter_url").said.splitlines()[0]
+    assert address.startswith("http://127.0.0.1:8888/?token=")
+    assert site.sh(f"curl -s -o /dev/null -w '%{{http_code}}' '{address.replace('/?', '/api/contents?')}'") == "200"
+
+
 def test_jupyter_answers_on_loopback_only(site):
     listening = site.sh("ss -Hltn 'sport = :8888'").splitlines()
     assert [line.split()[3] for line in listening] == ["127.0.0.1:8888"]

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
-from . import __version__, jobset, owner, progress
+from . import __version__, jobset, owner, progress, wsl
 from .errors import QueueError, explain
 from .layout import Layout, open_own
 from .queue import Queue
@@ -161,10 +161,9 @@ class Diag:
 
     def collect(self) -> None:
         """Collect everything; what can't be had is noted, and no error."""
-        release = os.uname().release.lower()
-        wsl = "microsoft" in release or "wsl" in release
         tasks: dict[str, Callable[[], str]] = {}
-        for folder, commands in (("host", HOST), ("disk", DISK), ("container", CONTAINER), ("units", UNITS), ("wsl", WSL if wsl else {})):
+        windows = WSL if wsl.is_wsl() else {}
+        for folder, commands in (("host", HOST), ("disk", DISK), ("container", CONTAINER), ("units", UNITS), ("wsl", windows)):
             for name, argv in commands.items():
                 tasks[f"{folder}/{name}.txt"] = lambda argv=argv: self._command([self._fill(word) for word in argv])  # type: ignore[misc]
         for folder, patterns in FILES.items():
@@ -310,8 +309,6 @@ class Diag:
 
 def said(path: str) -> str:
     """Return where an archive is, in words."""
-    from .report import windows_path
-
-    windows = windows_path(path)
+    windows = wsl.windows_path(path)
     where = f"{path} ({os.path.getsize(path) >> 10} KiB)" + (f"; in Windows {windows}" if windows else "")
     return f"Attach this archive to a bug report: {where}. It holds no job's log and no known secret; look into it before you send it."

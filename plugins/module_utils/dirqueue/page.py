@@ -52,7 +52,7 @@ a, summary { color: var(--link); }
 .skip { position: absolute; left: -100vw; background: var(--page); padding: .5rem 1rem; }
 .skip:focus { left: 1rem; top: .5rem; z-index: 1; }
 nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; margin: .8rem 0; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); gap: .7rem; margin: 1rem 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.8rem, 1fr)); gap: .7rem; margin: 1rem 0; }
 .cards div { background: var(--card); border-radius: .5rem; padding: .6rem .8rem; }
 .cards dt { font-size: .85rem; }
 .cards dd { margin: 0; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
@@ -70,7 +70,7 @@ text { fill: var(--soft); font-size: .75rem; font-variant-numeric: tabular-nums;
 .done { fill: var(--done); } .failed { fill: url(#failed); } .back { fill: url(#back); } .running { fill: var(--running); }
 .pending { fill: var(--pending); }
 .failed-ground { fill: var(--failed); } .back-ground { fill: var(--back); } .stripe { stroke: var(--stripe); stroke-width: 1.1; }
-.lane rect { stroke: var(--card); stroke-width: .75; }
+.lane rect { stroke: var(--card); stroke-width: 1.2; paint-order: stroke; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; padding: 0; margin: .5rem 0; font-size: .9rem; }
 .legend svg { display: inline-block; width: 1rem; height: 1rem; vertical-align: -.15rem; margin-right: .35rem; }
 .none { width: 0; height: 0; position: absolute; }

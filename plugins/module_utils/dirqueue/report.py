@@ -11,12 +11,11 @@ import functools
 import json
 import os
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
-from . import job, joblog, owner, progress
+from . import job, joblog, owner, progress, wsl
 from .errors import MalformedJob, QueueError, explain
 from .layout import Refused, open_own
 from .queue import Queue
@@ -285,21 +284,7 @@ def write(queue: Queue, to: str = "") -> str:
     return path
 
 
-def windows_path(path: str) -> str:
-    """Return how Windows names a file of this WSL distribution; empty where this is none, or it can't be told."""
-    if not re.search("microsoft|wsl", os.uname().release, re.IGNORECASE):
-        return ""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = (
-            subprocess.run(["wslpath", "-w", path], capture_output=True, timeout=10, check=True).stdout.decode("utf-8", "replace").strip()
-        )
-        if told.startswith("\\\\"):
-            return told
-    name = os.environ.get("WSL_DISTRO_NAME", "")
-    return "\\\\wsl.localhost\\" + name + path.replace("/", "\\") if name else ""
-
-
 def said(path: str) -> str:
     """Return where a page is, in words."""
-    windows = windows_path(path)
+    windows = wsl.windows_path(path)
     return f"The report is {path}" + (f"; in Windows open {windows}" if windows else "")

@@ -259,7 +259,7 @@ def test_of_a_long_history_the_end_is_read(host: Host, monkeypatch: pytest.Monke
     assert 3000 < int(found.tables["Attempts of each worker"][1][1]) < 6000 and "could not be read" not in found.text
 
 
-def test_it_is_written_where_it_is_wanted(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_written_where_it_is_wanted(host: Host) -> None:
     host.define()
     assert written(host, to=str(host.base)).path == host.base / "t.html"
     assert written(host, to=str(host.base / "new" / "my.html")).path == host.base / "new" / "my.html"
@@ -268,16 +268,6 @@ def test_it_is_written_where_it_is_wanted(host: Host, monkeypatch: pytest.Monkey
     assert refused.returncode == 1 and "can't write the report" in refused.stderr and "Traceback" not in refused.stderr
     unknown = host.sagequeue("report", "tt")
     assert unknown.returncode == 1 and "did you mean t?" in unknown.stderr
-    # Under WSL, whose own program translates the path; without it, by the distribution's name.
-    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "pc", "6.6.87.2-microsoft-standard-WSL2", "1", "x86_64")))
-    tools = host.base / "tools"
-    tools.mkdir()
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    monkeypatch.setenv("WSL_DISTRO_NAME", "Debian")
-    assert report.said("/home/anna/t.html").endswith("; in Windows open \\\\wsl.localhost\\Debian\\home\\anna\\t.html")
-    (tools / "wslpath").write_text("#!/bin/sh\nprintf '%s\\n' '\\\\wsl.localhost\\Ubuntu\\home\\anna\\t.html'\n")
-    (tools / "wslpath").chmod(0o755)
-    assert report.said("/home/anna/t.html").endswith("; in Windows open \\\\wsl.localhost\\Ubuntu\\home\\anna\\t.html")
 
 
 # ---- in a browser ------------------------------------------------------------------------------------------------------
