@@ -80,7 +80,7 @@ caption { text-align: left; padding-bottom: .3rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); overflow-wrap: break-word;
   max-width: 44rem; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-th { font-weight: 600; }
+th { font-weight: 600; } tbody th { min-width: 6.5rem; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; padding: .15rem 0; }
 pre { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; margin: .4rem 0; font-size: .825rem; line-height: 1.45; overflow-x: auto;
