@@ -15,11 +15,12 @@ import urllib.parse
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import diag
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.redact import Redactor
-from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
 
 # Of jobsets, of Podman, of Jupyter; by the name of a variable; and one that nobody has named.
 SECRETS = {
-    "jobset": 'plain-VALUE-1 "quoted" \\ käfer',
+    "jobset": 'plain-VALUE-1 "quoted" \\ käfer/x',
     "lines": "first line of a key\nsecond line of a key",
     "podman": "podman-VALUE-2",
     "jupyter": "jupyterVALUE3",
@@ -101,6 +102,8 @@ def archive(host: Host, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     path = collected.archive()
     assert os.path.dirname(path) == str(host.root / "diag") and os.listdir(host.root / "diag") == [os.path.basename(path)]
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    # Nothing that it has started goes on.
+    wait_for(lambda: not carriers({"SECRETS": str(secrets), "LC_ALL": "C.UTF-8"}))
     with tarfile.open(path) as tar:
         top = os.path.basename(path)[: -len(".tar.gz")]
         assert all(member.isreg() and member.name.startswith(f"{top}/") and ".." not in member.name for member in tar)
