@@ -430,6 +430,7 @@ def overview(report: Report, running: list[tuple[str, str, float]]) -> str:
     took = (report.last or 0) - (report.first or 0)
     done, gate = report.kinds["done"], found["gate"]
     cards = [(f"jobs {state}", f"{counts[state]:,}") for state in ("done", "failed", "running", "pending")]
+    cards += [("of these held", f"{found['held']:,}")] if found["held"] else []
     cards += [("attempts", f"{len(report.attempts):,}"), ("of these failed", f"{report.kinds['failed']:,}")]
     if report.first is not None:
         cards += [("first attempt, UTC", when(report.first, "%Y-%m-%d %H:%M")), ("from first to last", span(took))]

@@ -45,6 +45,7 @@ REASONS = {
     "orphan": ("Its worker died; it was brought back.", "Nothing, if it happens rarely."),
     "too_many_recoveries": ("Its worker or container died again and again.", "Look for what kills it: memory, time-outs of the host."),
     "malformed_job": ("Its file can't be understood.", "Enqueue it as it should be; the file as it was is in run/malformed."),
+    "killed": ("An operator ended it.", "Nothing; to run it again: retry_failed, or reset."),
     "gate": ("It stopped early because the gate was closed.", "Nothing."),
     "worker_stopped": ("Its worker was stopped.", "Nothing."),
 }  # fmt: skip
