@@ -179,6 +179,8 @@ def belong(source: str, values: dict[str, str]) -> bool:
 def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
     """Take over all that there is; return the module's result."""
     check, source = module.check_mode, os.path.expanduser(module.params["source"])
+    if not source:
+        raise QueueError("Name the folder of the older scripts: -e from=PATH")
     found = adopt.find(source)
     values = adopt.environment(os.path.expanduser(module.params["env_file"]))
     known = values.get("JOBSET") if values.get("JOBSET") in {older.name for older in found} else None

@@ -82,7 +82,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.backup import restore, told
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
@@ -90,6 +90,8 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners i
 
 def bring_back(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Restore the archive, and recover what ran."""
+    if not module.params["path"]:
+        raise QueueError("Name the archive: -e file=PATH on the host, or -e send=PATH on this machine")
     done = restore(queue, module.params["path"], module.params["keep_state_files"], module.check_mode)
     lines, waiting = [told(done)], ""
     if done["changed"] and not module.check_mode:

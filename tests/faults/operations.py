@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, batch, job, jobset, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
@@ -237,7 +238,54 @@ def _killed(world: World, acknowledged: bool) -> bool:
     return not left and (said if world.host.states()["waits"] == "failed" else not acknowledged)
 
 
+def _archive(world: World) -> str:
+    return os.path.join(world.layout.root, "backup", "t.tar.gz")
+
+
+def _whole_or_none(world: World, acknowledged: bool) -> bool:
+    """An archive is there whole, or not at all; one that was acknowledged is there."""
+    if not os.path.exists(_archive(world)):
+        return not acknowledged
+    with tarfile.open(_archive(world)) as tar:
+        names = tar.getnames()
+    return names[-1] == "manifest.json" and {"queue/pending/waits.env", "queue/done/old.env", "queue/failed/bad.env"} <= set(names)
+
+
+def _emptied(world: World) -> None:
+    """Another jobset, u, has no jobs, but an archive of when it had."""
+    if not os.path.exists(os.path.join(world.layout.root, "u.tar.gz")):
+        world.host.define("u")
+        with world.host.queue("u") as queue:
+            queue.enqueue([(name, ODD) for name in ("u1", "u2", "u3")])
+            world.host.dead_claimer("u")
+            queue.close_gate("test")
+            backup.backup(queue, os.path.join(world.layout.root, "u.tar.gz"))
+    shutil.rmtree(os.path.join(world.layout.root, "var", "u"))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(world.host.work, "u_stop.txt"))
+    world.host.define("u")
+
+
+def _restore(world_root: str) -> dict[str, Any]:
+    with Queue(Layout(world_root, "u"), jobset.load(world_root, "u")) as queue:
+        return backup.restore(queue, os.path.join(world_root, "u.tar.gz"))
+
+
+def _restored(world: World, acknowledged: bool) -> bool:
+    """Run again, a restore that was killed ends right; no job waits before the gate is closed."""
+    there = world.host.states("u")
+    right = not there or os.path.exists(os.path.join(world.host.work, "u_stop.txt"))
+    changed = _restore(world.layout.root)["changed"]
+    return right and not (acknowledged and changed) and world.host.states("u") == {"u1": "running", "u2": "pending", "u3": "pending"}
+
+
 OPERATIONS: dict[str, Operation] = {
+    "backup": Operation(
+        run=lambda queue, _began: backup.backup(queue, os.path.join(queue.layout.root, "backup", "t.tar.gz")),
+        prepare=lambda world: shutil.rmtree(os.path.join(world.layout.root, "backup"), ignore_errors=True),
+        holds=_whole_or_none,
+    ),
+    "restore": Operation(run=lambda queue, _began: _restore(queue.layout.root), prepare=_emptied, holds=_restored),
     "enqueue one": Operation(
         run=lambda queue, _began: queue.enqueue([("new", NEW)]),
         before={"new": {"absent": None}},

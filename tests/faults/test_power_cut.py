@@ -232,7 +232,8 @@ def _put(world: World, disk: Disk) -> None:  # noqa: F811
         os.chmod(path, 0o600)
 
 
-@pytest.mark.parametrize("name", list(OPERATIONS))
+# The two models know files alone, and a restore renames a folder.
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("backup", "restore")])
 def test_power_cut(world: World, long: bool, tmp_path: Path, name: str) -> None:  # noqa: F811
     operation = OPERATIONS[name]
     dice = random.Random(name)

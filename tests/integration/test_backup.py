@@ -50,7 +50,7 @@ def test_to_another_host_while_a_worker_is_at_it(hosts: Any, tmp_path: Path) -> 
     assert os.listdir(host.root / "backup") == [archive]
 
     wrong = other_house.play("restore", jobset="quick")
-    assert wrong.rc != 0 and "name the archive: -e file=PATH on the host, or -e send=PATH" in str(wrong.failures)
+    assert wrong.rc != 0 and "Name the archive: -e file=PATH on the host, or -e send=PATH" in wrong.failures[0]
     predicted = other_house.play("restore", "--check", jobset="quick", send=str(tmp_path / "kept" / archive))
     assert predicted.rc == 0, predicted.failures
     assert "would be restored: quick as it was at" in predicted.said() and other.states("quick") == {}

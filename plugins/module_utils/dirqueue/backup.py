@@ -576,7 +576,7 @@ def _place(queue: Queue, ready: str) -> dict[str, Any]:
             aside.append(target + mark)
         os.rename(source, target)
     queue.sync()
-    for folder in (layout.log, layout.malformed):
+    for folder in (layout.log, layout.malformed, layout.run):
         sync_folder(folder)
     _write_json(os.path.join(layout.run, "restored.json"), {**about, "restored": owner.now()})
     done = _hidden(ready)
