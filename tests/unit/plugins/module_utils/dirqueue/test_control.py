@@ -283,6 +283,21 @@ def test_the_job_of_a_dead_worker_is_killed(host: Any, wait_for: Any) -> None:
     assert host.alive("a") == [] and host.values("a")["DETAIL"].startswith("by anna at") and host.owners() == []
 
 
+def test_a_request_outlives_who_asked_and_who_was_asked(host: Any, wait_for: Any) -> None:
+    host.script("exec sleep 600\n")
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    worker = host.worker()
+    wait_for(lambda: host.alive("a"))
+    worker.send_signal(signal.SIGSTOP)
+    queue.kill(["a"], "anna")
+    worker.kill()
+    worker.wait()
+    assert [change.new_state for change in recover(queue, make(queue.layout, queue.jobset))] == ["failed"]
+    assert host.values("a")["DETAIL"].startswith("by anna at") and host.alive("a") == [] and not list(host.root.rglob("kill.*"))
+
+
 def test_a_worker_that_does_not_answer_is_named_and_obeys_later(host: Any, wait_for: Any) -> None:
     host.script("exec sleep 600\n")
     host.define(grace=0.3)
