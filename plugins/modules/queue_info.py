@@ -12,6 +12,7 @@ version_added: 0.1.0
 description:
   - Says how many jobs are in each state, who holds each running job and whether that owner lives, how the gate stands,
     and whether the jobset is solved.
+  - Looks into the jobs, too, where that is asked for, and into what their programs have done so far, where the jobset names a state file.
 author:
   - the sagequeue.batch authors (@sagequeue)
 extends_documentation_fragment:
@@ -31,6 +32,23 @@ options:
     description: List every job with its state and values, too.
     type: bool
     default: false
+  depth:
+    description:
+      - How far RV(text) goes into the jobset.
+      - V(queue) says how many jobs are in each state, and who holds those that run. V(jobs) is a table of jobs with attempts, worker, time,
+        memory, and the last line of the log. V(cases) is a table of the cases that jobs have done, where the jobset has a C(state_file).
+      - V(auto) is V(cases) where there is a state file, and V(jobs) elsewhere.
+    type: str
+    choices: [auto, queue, jobs, cases]
+    default: queue
+  rows:
+    description: How many jobs are shown one by one.
+    type: int
+    default: 20
+  width:
+    description: For how many columns of a terminal RV(text) is laid out.
+    type: int
+    default: 80
 """
 
 EXAMPLES = r"""
@@ -38,6 +56,14 @@ EXAMPLES = r"""
   sagequeue.batch.queue_info:
     jobset: rook_r3
   register: queue
+
+- name: Wait until nothing more happens by itself
+  sagequeue.batch.queue_info:
+    jobset: rook_r3
+  register: queue
+  until: queue.settled
+  retries: 1000
+  delay: 60
 
 - name: Say which jobs have lost their worker
   ansible.builtin.debug:
@@ -119,9 +145,58 @@ rate:
   returned: success
   type: float
 seconds_left:
-  description: The time that the rest will take at that rate, null where nothing is known.
+  description: The time that the rest will take at that rate, or the middle of the range that RV(cases) has, null where nothing is known.
   returned: success
   type: int
+workers:
+  description: How many workers of the jobset live.
+  returned: success
+  type: int
+settled:
+  description: Whether nothing more will happen by itself, because all jobs have ended, or the gate is closed and none runs.
+  returned: success
+  type: bool
+ended:
+  description: How it has ended, V(done), V(solved), V(failed) where a job has failed, or V(stopped) where jobs are pending; else empty.
+  returned: success
+  type: str
+verdict:
+  description: The same in one sentence, with the next step.
+  returned: success
+  type: str
+cases:
+  description: How far the jobs' programs say that they are, null where the jobset has no state file.
+  returned: success
+  type: dict
+  contains:
+    done:
+      description: Cases done.
+      type: int
+    total:
+      description: Cases in all, null where the jobset does not say.
+      type: int
+    rate:
+      description: Cases done per hour, while as many jobs run as now, null where nothing is known.
+      type: float
+    known_from:
+      description: From how many cases the rate is known.
+      type: int
+    seconds_left:
+      description: Between how many seconds the rest should take, in 8 of 10 such cases, null where nothing is known.
+      type: list
+      elements: int
+    why:
+      description: Why nothing is known of the time left.
+      type: str
+    parts:
+      description: The same for each job, with what is wrong with its state file under C(why).
+      type: list
+      elements: dict
+table:
+  description: What the table of jobs shows of each.
+  returned: where RV(text) has that table
+  type: list
+  elements: dict
 jobs:
   description: Every job with name, state and values (keys in lower case).
   returned: when O(jobs) is true
@@ -147,8 +222,10 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue imp
 
 def look(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Return how the queue stands."""
-    found = progress.summary(queue)
-    result = {**found, "changed": False, "line": progress.line(found), "text": progress.text(found)}
+    options = module.params
+    found = progress.look(queue, "" if options["depth"] == "auto" else options["depth"], options["rows"])
+    text = {"line": progress.line(found), "text": progress.text(found, options["width"]), "verdict": progress.verdict(found)}
+    result = {**found, **text, "changed": False}
     if module.params["jobs"]:
         result["jobs"] = progress.jobs(queue)
     return result
@@ -156,7 +233,13 @@ def look(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run({"jobs": {"type": "bool", "default": False}}, look)
+    options: dict[str, dict[str, Any]] = {
+        "jobs": {"type": "bool", "default": False},
+        "depth": {"type": "str", "choices": ["auto", *progress.DEPTHS], "default": "queue"},
+        "rows": {"type": "int", "default": 20},
+        "width": {"type": "int", "default": 80},
+    }
+    run(options, look)
 
 
 if __name__ == "__main__":

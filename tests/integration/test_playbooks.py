@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,27 @@ def test_progress_status_logs_journal_and_diag_tell(house: Any) -> None:
     assert jupyter.rc != 0 and "Jupyter does not run here" in jupyter.failures[0]
 
 
+def test_progress_goes_into_jobs_and_follows_to_the_end(house: Any) -> None:
+    said = house.play("progress", jobset="quick", depth="jobs", rows=2).said()
+    assert "part" in said and "... and 3 more (rows=5 shows all)" in said
+    (house.work / "hold").touch()
+    house.play("enqueue", jobset="quick", offsets="0", force=True)
+    house.wait("running", 1)
+    threading.Timer(4, (house.work / "hold").unlink).start()
+    followed = house.play("progress", jobset="quick", follow=True, interval=1)
+    assert followed.rc == 0 and followed.said().endswith("jobset quick has ended: all 5 jobs are done")
+    path = house.folder / "sagequeue.prom"
+    assert house.play("metrics", "--check", metrics_path=str(path)).changed and not path.exists()
+    assert f"the metrics of 2 jobsets are in {path}" in house.play("metrics", metrics_path=str(path)).said()
+    assert 'sagequeue_jobs{jobset="quick",state="done"} 5\n' in path.read_text()
+
+
 def test_failed_jobs_are_retried(house: Any) -> None:
     (house.work / "fails").write_text("1")
     house.play("enqueue", jobset="quick", offsets="1", force=True)
     house.wait("failed", 1)
+    followed = house.play("progress", jobset="quick", follow=True)
+    assert followed.rc != 0 and "1 of 5 jobs failed; see logs, then retry_failed" in followed.failures[0]
     (house.work / "fails").unlink()
     assert house.play("retry_failed", "--check", jobset="quick").changed == ["Put a jobset's failed jobs back to pending"]
     assert house.jobs("failed") == ["quick_off1"]

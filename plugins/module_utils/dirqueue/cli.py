@@ -9,12 +9,13 @@ import argparse
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
-from . import __version__, jobset, listing, progress
+from . import __version__, hooks, jobset, listing, progress
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
@@ -29,6 +30,9 @@ from .worker import Worker
 EX_CONFIG = 78
 
 
+# What `progress --follow` exits with, beside 0 for what is done or solved, and seconds that a recovery has for hooks.
+_ENDS = {"failed": 1, "stopped": 3}
+_HOOKS = 30.0
 # Control characters, such as those that steer a terminal, which a gate's text or a file's name may hold.
 _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
@@ -58,6 +62,7 @@ def _recover(options: argparse.Namespace) -> int:
             definition = jobset.load(options.root, options.jobset)
             with Queue(layout, definition) as queue:
                 recover(queue, make(layout, definition), log=_say)
+                hooks.run(queue, _say, _HOOKS)
         except (OSError, MemoryError, QueueError) as exc:
             if not options.every:
                 raise
@@ -77,7 +82,7 @@ def _progress(options: argparse.Namespace) -> int:
         for name in list(names):
             try:
                 with Queue(Layout(options.root, name), jobset.load(options.root, name)) as queue:
-                    found.append(progress.summary(queue))
+                    found.append(progress.look(queue, options.depth, options.rows))
             except (QueueError, OSError) as exc:
                 if options.jobset:
                     raise
@@ -85,16 +90,18 @@ def _progress(options: argparse.Namespace) -> int:
                 sys.stderr.write(f"sagequeue: {explain(exc, options.root)}\n".translate(_HARMLESS))
                 names.remove(name)
                 status = 1
-        ended = all(progress.settled(one) for one in found)
+        ended = all(one["settled"] for one in found)
         if options.json:
             sys.stdout.write(json.dumps(found) + "\n")
             sys.stdout.flush()
         elif not options.follow:
-            _say("\n".join(progress.text(one) for one in found))
+            _say("\n".join(progress.text(one, shutil.get_terminal_size().columns) for one in found))
         else:
-            _follow([progress.line(one) for one in found], ended)
+            _follow(found, ended)
+        if ended and options.follow and not options.json:
+            _say("\n".join(progress.verdict(one) for one in found))
         if not options.follow or ended:
-            return status
+            return max([status, *(_ENDS.get(one["ended"], 0) for one in found if options.follow)])
         time.sleep(options.interval)
 
 
@@ -129,17 +136,39 @@ def _deed(options: argparse.Namespace) -> int:
     return 1 if options.command == "kill" and any(change.new_state == "running" for change in changes) else 0
 
 
-def _follow(lines: list[str], ended: bool) -> None:
-    """Show lines in place on a terminal; elsewhere, each state once."""
-    lines = [line.replace("\n", " ").translate(_HARMLESS) for line in lines]
+def _follow(found: list[dict[str, Any]], ended: bool) -> None:
+    """Show how far jobsets are in place on a terminal; elsewhere, a line each when something was done."""
+    last: Any = getattr(_follow, "last", None)
     if sys.stdout.isatty():
-        width = os.get_terminal_size().columns
-        sys.stdout.write("".join(f"\r\033[K{line[: width - 1]}\n" for line in lines))
-        sys.stdout.write("" if ended else f"\033[{len(lines)}A")
+        size = os.get_terminal_size()
+        whole = "\n".join(progress.text(one, size.columns - 1) for one in found)
+        # What has scrolled away can't be written over.
+        lines = [line.translate(_HARMLESS)[: size.columns - 1] for line in whole.split("\n")][: max(size.lines - 1, 1)]
+        sys.stdout.write(f"\033[{last}A" * bool(last) + "".join(f"\r\033[K{line}\n" for line in lines) + "\033[J")
         sys.stdout.flush()
-    elif lines != getattr(_follow, "shown", None):
-        _follow.shown = lines  # type: ignore[attr-defined]
-        _say("\n".join(lines))
+        _follow.last = len(lines)  # type: ignore[attr-defined]
+        return
+    news = [(one["counts"], one["gate"], (one["cases"] or {}).get("done")) for one in found]
+    if news != last:
+        _follow.last = news  # type: ignore[attr-defined]
+        _say("\n".join(progress.line(one).replace("\n", " ") for one in found))
+
+
+def _metrics(options: argparse.Namespace) -> int:
+    from . import metrics
+
+    text = metrics.text(options.root)
+    if options.write:
+        metrics.write(text, options.write)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _hooks(options: argparse.Namespace) -> int:
+    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+        hooks.run(queue, _say)
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -213,7 +242,9 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("progress", help="say how far jobsets are")
     command.add_argument("jobset", nargs="*", help="(all that are defined)")
     command.add_argument("--json", action="store_true", help="as one JSON document")
-    command.add_argument("--follow", action="store_true", help="until nothing more happens by itself")
+    command.add_argument("--depth", choices=progress.DEPTHS, default="", help="(cases where a state_file is named, else jobs)")
+    command.add_argument("--rows", type=int, default=20, help="how many jobs are shown one by one (20)")
+    command.add_argument("--follow", action="store_true", help="until all is done (0), a job has failed (1), or the gate is closed (3)")
     command.add_argument("--interval", type=float, default=1.0, help="seconds between two looks with --follow (1)")
     command.set_defaults(call=_progress)
 
@@ -255,6 +286,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--to", default="", metavar="FOLDER", help="where it is written (ROOT/diag)")
     command.add_argument("--container", default="sagemath", help="the long-lived container (sagemath)")
     command.set_defaults(call=_diag)
+
+    command = commands.add_parser("metrics", help="say how all jobsets are, as Prometheus reads it")
+    command.add_argument("--write", metavar="FILE.prom", help="into a file for node_exporter's textfile collector")
+    command.set_defaults(call=_metrics)
+
+    command = commands.add_parser("hooks", help="call on_done and on_failed for what has happened (for the workers)")
+    command.add_argument("jobset")
+    command.set_defaults(call=_hooks)
 
     command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
     command.add_argument("variables", nargs="+", metavar="KEY=VALUE")

@@ -28,7 +28,7 @@ PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(?: [A-Z][A-Z0-9_]*=[^\s'\"
 # What the queue writes into a job's file. Times are UTC in ISO 8601, durations seconds, memory KiB.
 RESULT_KEYS = (
     "ATTEMPTS", "RECOVERIES", "STARTED_AT", "ENDED_AT", "DURATION_S", "EXIT_STATUS", "SIGNAL", "PEAK_MEMORY_KIB",
-    "REASON", "DETAIL", "WORKER", "CLAIM", "RESULT", "ORIGINAL",
+    "CASES_DONE", "REASON", "DETAIL", "WORKER", "CLAIM", "RESULT", "ORIGINAL",
 )  # fmt: skip
 # What an enqueue sets beside the job's own keys, and who holds a job back.
 QUEUE_KEYS = ("ENQUEUED_AT", "PRIORITY", "HELD_AT", "HELD_BY")

@@ -55,6 +55,12 @@ KEYS: dict[str, Key] = {
     "recover_every": Key("positive", 60, "seconds between two searches for orphans"),
     "log_size": Key("bytes", "64M", "bytes at which a job's log is turned over; 0: never"),
     "log_keep": Key("count", 1, "how many older pieces of a job's log stay"),
+    "state_file": Key("text", "", "the file, relative to workdir, in which a job's program keeps the number of the case it did last"),
+    "cases": Key("count", 0, "how many cases all jobs have together; 0: not known"),
+    "state_counts": Key("flag", False, "whether the state file's number is how many cases of its part are done"),
+    "on_done": Key("words", [], "a command, an http(s) or a mailto address for when nothing is pending or running any more"),
+    "on_failed": Key("words", [], "the same for when a job has failed"),
+    "hook_limit": Key("seconds", 30, "seconds that such a call may take"),
     "enabled": Key("flag", False, "whether setup starts the workers"),
 }
 # What a host may say for all its jobsets, and what holds where it says nothing.
@@ -70,6 +76,9 @@ PODMAN_OBEYS = re.compile(
 )
 # Variables of a job that the worker makes.
 _WORKERS_OWN = re.compile(r"(JOB|SAGEQUEUE)_")
+# An option in args whose value state_file may name: --rank 3, --rank=3.
+_OPTION = re.compile(r"--([a-z][a-z0-9_-]*)(?:=(.*))?\Z", re.DOTALL)
+_ADDRESS = re.compile(r"(https?)://[^/\s]+|(mailto):[A-Za-z0-9_][A-Za-z0-9_.+=-]*(@[A-Za-z0-9.-]+)?\Z")
 _PODMAN_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}\Z")
 
 
@@ -123,6 +132,12 @@ class Jobset:
     recover_every: int
     log_size: int
     log_keep: int
+    state_file: str
+    cases: int
+    state_counts: bool
+    on_done: list[str]
+    on_failed: list[str]
+    hook_limit: float
     enabled: bool
 
     def __init__(self, name: str, definition: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
@@ -224,6 +239,17 @@ class Jobset:
                 )
         if "/" in self.gate_file or self.gate_file in ("", ".", ".."):
             raise QueueError(f"jobset {self.name}: gate_file is {self.gate_file!r}; it must be a file's name in workdir")
+        if os.path.isabs(self.state_file) or ".." in self.state_file.split("/") or self.state_file.endswith("/"):
+            raise QueueError(f"jobset {self.name}: state_file is {self.state_file!r}; it must be a file's name relative to workdir")
+        for key in ("on_done", "on_failed"):
+            words = getattr(self, key)
+            if words and words[0].startswith(("http:", "https:", "mailto:")) and (len(words) > 1 or not _ADDRESS.match(words[0])):
+                # Its value may be a secret, so no message shows it.
+                raise QueueError(f"jobset {self.name}: {key} is no address; one is a word, https://HOST/PATH or mailto:NAME@HOST")
+            if words and not words[0]:
+                raise QueueError(f"jobset {self.name}: {key} names no program")
+        if not self.hook_limit:
+            raise QueueError(f"jobset {self.name}: hook_limit is 0; it must be some seconds")
         if self.runner == "podman_run" and not self.image:
             raise QueueError(f"jobset {self.name}: the runner podman_run needs the key 'image'")
         if self.podman_secrets and self.runner != "podman_run":
@@ -283,6 +309,26 @@ class Jobset:
                 raise MalformedJob(f"OFFSET={values['OFFSET']} is outside the stride {self.stride}")
             words += ["--stride", str(self.stride), "--offset", values["OFFSET"]]
         return words
+
+    def state_path(self, job: str, values: dict[str, str]) -> str:
+        """Return where a job's program keeps how far it is, relative to workdir.
+
+        {name} is what args gives for --name, beside all that may stand in args.
+
+        Raises:
+            MalformedJob: it asks for what neither args nor the job has, or leads out of workdir.
+        """
+        names = self.placeholders(job, values)
+        given: dict[str, str] = {}
+        for word, following in zip(self.args, [*self.args[1:], "--"]):
+            option = _OPTION.match(word)
+            text = following if option and option.group(2) is None else option.group(2) if option else "--"
+            if option and not text.startswith("--"):
+                given[option.group(1).replace("-", "_")] = fill(text, names)
+        path = fill(self.state_file, {**given, **names})
+        if os.path.isabs(path) or not {"", ".", ".."}.isdisjoint(path.split("/")):
+            raise MalformedJob(f"its state file {path!r} is not a file's name relative to workdir")
+        return path
 
     def names_job(self, text: str, job: str, values: dict[str, str]) -> bool:
         """Tell whether a gate's text names this job as the one that solved the jobset."""

@@ -42,6 +42,17 @@ def now() -> str:
     return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
+def seconds_of(stamp: str) -> float:
+    """Return what now() returned as seconds since 1970, 0 where it can't be understood."""
+    # Slow to import, and a worker does without.
+    import calendar
+
+    with contextlib.suppress(ValueError):
+        whole, _dot, rest = stamp.rstrip("Z").partition(".")
+        return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float(f"0.{rest or 0}")
+    return 0.0
+
+
 def _read(path: str) -> str:
     """Return a file's text, empty where it is gone. Any other error is raised: it says nothing of who lives."""
     try:
@@ -112,6 +123,11 @@ class Holder:
     def record(self, claim: str) -> bytes:
         """Return the text of an owner record for one claim."""
         return self._record + f"OWNER_CLAIM={claim}\nOWNER_TS={now()}\n".encode()
+
+    def note(self, text: str) -> None:
+        """Leave a line in the lock's file, in place of the one before, for whoever reads the records."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text.encode(), 0)
 
     def release(self) -> None:
         """Stop being a holder; only when no record names this holder any more."""
@@ -198,6 +214,20 @@ def why_dead(record: dict[str, str], folder: str) -> str:
     # be told by what it carries, so nobody could end it; but for as long it has the lock, too.
     with _free_lock(os.path.join(folder, lock), gone=why != "") as free:
         return (why or "its lock is free") if free else ""
+
+
+def living(folder: str) -> list[str]:
+    """Return the labels of the holders that live.
+
+    Args:
+        folder: the jobset's run/workers.
+    """
+    found = []
+    for lock in sorted(os.listdir(folder)):
+        if _LOCK.match(lock):
+            with _free_lock(os.path.join(folder, lock)) as free:
+                found += [] if free else [lock[: -len(_LOCK_SUFFIX)].rpartition(".")[0]]
+    return found
 
 
 def clean(folder: str, named: set[str], log: Callable[[str], None]) -> None:

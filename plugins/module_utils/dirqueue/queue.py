@@ -256,6 +256,31 @@ class Queue:
                 counts["pending"] += one.left - sum(1 for name in one.names() if self._filed(name))
         return counts
 
+    def ended(self) -> bool:
+        """Tell whether no job runs, and none is pending or the gate is closed. Certain only under the lock (rule 3)."""
+        closed = os.path.lexists(self.jobset.gate)
+        waits = not closed and (any(True for _name in self._each("pending")) or any(one.left for one in self._closing(self._batches())))
+        return not waits and not any(True for _name in self._each("running"))
+
+    def oldest_pending(self) -> float | None:
+        """Return when the job that has been pending longest was enqueued, in seconds since 1970; None if none is."""
+        found = [owner.seconds_of(one.stamp) for one in self._closing(self._batches())]
+        now = time.time()
+        for name in itertools.islice(self._each("pending"), _CLOSELY):
+            with contextlib.suppress(FileNotFoundError, MalformedJob):
+                place = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False).st_mtime
+                if not now - _PRIORITY_STEP < place <= now:
+                    # PRIORITY puts it elsewhere, see _place: then only its text says.
+                    place = owner.seconds_of(self.read("pending", name).get("ENQUEUED_AT", ""))
+                found.append(place)
+        return min((at for at in found if at), default=None)
+
+    @staticmethod
+    def _closing(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for one in batches:
+            with one:
+                yield one
+
     def _batches(self) -> Iterator[Batch]:
         """Open one batch after another, in the order of their enqueues; the caller closes each. Others are kept in refused."""
         for entry in sorted(os.listdir(self._listed("batches"))):

@@ -13,7 +13,7 @@ import time
 from types import FrameType
 from typing import Callable, Optional, TypeVar
 
-from . import job, owner
+from . import cases, hooks, job, owner
 from . import jobset as definitions
 from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
 from .joblog import JobLog
@@ -74,6 +74,7 @@ class Worker:
         self._refused: set[str] = set()
         # What is to be said of the jobs that have ended, once that is recorded; and when the first of them had.
         self._ended: dict[str, str] = {}
+        self._failed = False
         self._ended_at = 0.0
         self._kills = (0.0, 0)
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -186,6 +187,7 @@ class Worker:
             self.log(str(exc))
         else:
             self._ended_at = self._ended_at if self._ended else time.monotonic()
+            self._failed = self._failed or state == "failed"
             self._ended[claim.name] = f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})"
         unready = result["REASON"] in ("runner_lost", "not_started")
         if unready or len(self._ended) >= _TOGETHER or time.monotonic() > self._ended_at + _LATER:
@@ -199,6 +201,9 @@ class Worker:
         vanished = self.queue.commit()
         for name, said in self._ended.items():
             self.log(f"job {name} has vanished from running; its result is not recorded" if name in vanished else said)
+        if self._ended:
+            hooks.poke(self.queue, self._failed, self.log)
+        self._failed = False
         self._ended.clear()
 
     def _execute(self, claim: Claim) -> tuple[str, dict[str, str]]:
@@ -231,6 +236,7 @@ class Worker:
                 earlier = carried(self.layout, claim.name, claim.values["CLAIM"])
                 self._insist(lambda: self.runner.end(earlier), f"what job {claim.name} left running can't be ended")
             kills = self._oom_kills()
+            cases_before = cases.begin(self.jobset, claim, self.holder)
             command = Command(argv, environment, log.output)
             try:
                 running = self.runner.start(command, carried(self.layout, claim.name, claim.id), self._token)
@@ -252,6 +258,7 @@ class Worker:
                 more["SIGNAL"] = str(outcome.signal)
             if outcome.peak_kib:
                 more["PEAK_MEMORY_KIB"] = str(outcome.peak_kib)
+            more.update(cases.since(self.jobset, claim, cases_before))
             # What it printed last. A daemon that it has left may keep the pipe open, and is not waited for.
             log.copy()
             log.note(f"{state}: {_because(more)}")

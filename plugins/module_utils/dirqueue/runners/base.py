@@ -170,6 +170,20 @@ def memory_of(pids: list[int]) -> int:
     return total
 
 
+def memory_of_claims(claims: set[str]) -> dict[str, int]:
+    """Return the peak resident size of each claim's processes now, in KiB, as far as they can be seen; without podman's own."""
+    found: dict[str, int] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc") if claims else []):
+        with contextlib.suppress(OSError, StopIteration):
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+            claim = next(os.fsdecode(word[16:]) for word in variables if word.startswith(b"SAGEQUEUE_CLAIM="))
+            with open(f"/proc/{pid}/comm", "rb") as file:
+                if claim in claims and file.read().strip() not in (b"podman", b"conmon"):
+                    found[claim] = found.get(claim, 0) + memory_of([int(pid)])
+    return found
+
+
 class Runner:
     """Base of all runners.
 

@@ -71,7 +71,8 @@ def test_following_ends_when_nothing_more_happens(host: Any) -> None:
     ran = host.sagequeue("progress", "t", "--follow", "--interval", "0.1")
     worker.terminate()
     lines = ran.stdout.splitlines()
-    assert ran.returncode == 0 and lines[-1].startswith("t [####") and "2/2 done" in lines[-1]
+    assert ran.returncode == 0 and lines[-2].startswith("t [####") and "2/2 done" in lines[-2]
+    assert lines[-1] == "jobset t has ended: all 2 jobs are done"
     assert len(lines) == len(set(lines)), "each state is shown once where there is no terminal"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner, progress
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 
 
 def attempt(claim: str, minute: int, result: str = "done") -> str:
@@ -113,3 +114,65 @@ def test_every_job(host: Any) -> None:
     found = progress.jobs(host.queue())
     assert [(job["name"], job["state"]) for job in found] == [("b", "pending"), ("a", "failed")]
     assert found[0]["values"] == {"x": "1"} and found[1]["values"]["reason"] == "malformed_job"
+
+
+def test_the_jobs_in_a_table(host: Any) -> None:
+    """Of each: attempts, owner, time, memory, and what it printed last; those that run first, and no more than asked for."""
+    host.define(stride=30, attempts=1)
+    says = 'echo "part $JOB_OFFSET"; printf "\\033[31mred\\007 end\\n\\n"\n'
+    host.script(says + "[ $JOB_OFFSET != 1 ] || exit 3; [ $JOB_OFFSET != 2 ] || sleep 600\n")
+    long = "a-job-with-a-name-that-is-longer-than-any-table-has-room-for"
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs([0, 1, 2, 10]))
+    queue.enqueue([(long, {"OFFSET": "4"})])
+    host.worker("t-1")
+    wait_for(lambda: host.states()["t_off2"] == "running" and "end" in host.log("t_off2"))
+    found = progress.look(queue, most=4)
+    assert [row["name"] for row in found["table"]] == ["t_off2", "t_off1", "t_off0", long]
+    ran, failed, done, waits = found["table"]
+    assert (ran["worker"], ran["attempts"], ran["last_line"]) == ("t-1", 1, "red end")
+    assert ran["peak_memory_kib"] > 100 and ran["seconds"] >= 0
+    assert (failed["reason"], failed["attempts"], failed["last_line"]) == ("exit_status", 1, "red end")
+    assert (done["state"], done["reason"], waits["last_line"]) == ("done", "ok", "")
+    lines = progress.text(found).split("\n")
+    assert "1/5 done, 1 failed, 1 running, 2 pending" in lines[0]
+    assert lines[1].split() == ["job", "state", "tries", "worker", "time", "memory", "last", "line"]
+    assert lines[3].endswith("exit_status: red end") and lines[6] == "... and 1 more (rows=5 shows all)"
+    assert lines[5].startswith("a-job-wi") and "for  pending" in lines[5]
+    assert max(map(len, lines)) <= 80 and all(text.isprintable() for text in lines)
+    assert "t_off2: t-1 (pid " in progress.text(progress.look(queue, "queue"))
+    json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (0, 0, "0 s"),
+        (4, 90, "4 to 90 s"),
+        (40, 400, "0.7 to 6.7 min"),
+        (7200, 36_000, "2 to 10 h"),
+        (1e5, 1e6, "1.2 to 12 d"),
+        (600, 601, "10 min"),
+    ],
+)
+def test_ranges_of_time(low: float, high: float, text: str) -> None:
+    assert progress.between(low, high) == text
+
+
+def test_how_following_ends(host: Any) -> None:
+    """0: all done, or solved. 1: a job has failed. 3: the gate is closed by a request."""
+    host.define(stride=2)
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs())
+    queue.close_gate("anna")
+    stopped = "waits with 2 jobs pending: the gate is closed (STOP requested by anna"
+    for status, words in ((3, stopped), (0, "is solved by t_off1"), (1, "1 of 2 jobs failed")):
+        if status == 0:
+            Path(queue.jobset.gate).write_text("SAT off=1 stride=2\n", encoding="utf-8")
+        if status == 1:
+            queue.open_gate()
+            holder = owner.Holder(queue.layout.workers, "t-1")
+            for state in ("failed", "done"):
+                queue.finish(queue.claim(holder), state, {"REASON": "ok"})
+        ran = host.sagequeue("progress", "t", "--follow", "--interval", "0.1")
+        assert ran.returncode == status and words in ran.stdout.splitlines()[-1], ran.stdout + ran.stderr
