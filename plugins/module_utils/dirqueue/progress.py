@@ -247,7 +247,7 @@ def table(lines: list[list[str]], width: int) -> list[str]:
     """Return rows with their columns aligned, in so many columns of a terminal; what is too long is cut."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines)]
     # The last column should have room; a long name gives it some of its own.
-    widths[0] = max(min(widths[0], width - sum(widths[1:-1]) - 2 * len(widths) - 22), 14)
+    widths[0] = min(widths[0], max(width - sum(widths[1:-1]) - 2 * len(widths) - 22, 14))
     widths[-1] = width
     return ["  ".join(_cut(cell, size).ljust(size) for cell, size in zip(line, widths)).rstrip()[:width].rstrip() for line in lines]
 
@@ -294,6 +294,10 @@ def text(found: dict[str, Any], width: int = 80) -> str:
         width: of the terminal.
     """
     lines = [line(found)]
+    if found.get("depth", "queue") != "queue" and len(lines[0]) > width:
+        from textwrap import wrap
+
+        lines = wrap(lines[0], width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     if "table" in found:
         lines += _jobs_table(found, width)
     elif found.get("depth") == "cases" and found["cases"]:

@@ -94,35 +94,54 @@ def quiet(queue: Any) -> bool:
         return mine
 
 
-# Fails for the offsets 3 and 5.
-SOME_FAIL = "[ $JOB_OFFSET != 3 ] && [ $JOB_OFFSET != 5 ] || { echo bad; exit 7; }\n"
+def finisher(host: Any, number: int) -> int:
+    """Start a process that claims a job as a worker does, waits for all others, and finishes it at the same moment."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        queue = host.queue()
+        holder = owner.Holder(queue.layout.workers, f"t-{number}")
+        claim = queue.claim(holder)
+        (host.base / f"ready{number}").touch()
+        while not (host.work / "go").exists():
+            time.sleep(0.001)
+        state = "failed" if claim.name in ("t_off3", "t_off5") else "done"
+        queue.finish(claim, state, {"REASON": "exit_status", "DETAIL": "it is odd", "EXIT_STATUS": "7", "ENDED_AT": owner.now()})
+        hooks.poke(queue, state, print)
+    finally:
+        os._exit(0)
 
 
-def test_sixteen_workers_and_each_event_once(host: Any, receiver: Receiver, wait_for: Callable[..., Any]) -> None:
-    keys = {"on_done": receiver.url, "on_failed": [receiver.url], "attempts": 1, "stride": 48, "secrets": {"PASSWORD": "hunter2hunter2"}}
+def test_sixteen_that_finish_at_once_and_each_event_once(
+    host: Any, receiver: Receiver, wait_for: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    keys = {"on_done": receiver.url, "on_failed": [receiver.url], "stride": 48, "secrets": {"PASSWORD": "hunter2hunter2"}}
     host.define(**keys)
-    host.script("until [ -e go ]; do sleep 0.05; done\n" + SOME_FAIL)
     queue = host.queue()
     queue.enqueue(queue.jobset.offset_jobs(list(range(16))))
-    for number in range(16):
-        host.worker(f"t-{number + 1}")
-    wait_for(lambda: list(host.states().values()).count("running") == 16)
+    pids = [finisher(host, number) for number in range(16)]
+    wait_for(lambda: len(list(host.base.glob("ready*"))) == 16)
     (host.work / "go").touch()
+    for pid in pids:
+        os.waitpid(pid, 0)
     wait_for(lambda: ("done", "") in receiver.seen() and quiet(queue))
     assert receiver.seen() == {("failed", "t_off3"): 1, ("failed", "t_off5"): 1, ("done", ""): 1}
     failed, done = next(event for event in receiver.events if event.get("job") == "t_off3"), receiver.events[-1]
-    assert failed["text"] == "jobset t: job t_off3 failed: exit_status (exit status 7, attempt 1 of 1)" and failed["exit_status"] == "7"
+    assert failed["text"] == "jobset t: job t_off3 failed: exit_status (it is odd)" and failed["exit_status"] == "7"
     assert failed["id"] == host.values("t_off3")["CLAIM"] and failed["log"].endswith("/log/t_off3.log")
     assert done["text"] == "jobset t: all jobs have ended: 14 done, 2 failed"
     assert done["counts"] == {"pending": 0, "running": 0, "done": 14, "failed": 2}
     assert "hunter2" not in json.dumps(receiver.events)
     # It ends again: that is told again, and once.
+    host.script("true\n")
     queue.enqueue(queue.jobset.offset_jobs([20, 21]))
+    host.work_off()
     wait_for(lambda: receiver.seen()[("done", "")] == 2 and quiet(queue))
     assert host.sagequeue("recover", "t").returncode == 0 and host.sagequeue("hooks", "t").returncode == 0
     assert sum(receiver.seen().values()) == 4
     # Neither an address's path nor a secret is in what workers say.
-    said = "".join(host.said(f"t-{number + 1}") for number in range(16))
+    said = capfd.readouterr().out + host.said()
     assert "told http://127.0.0.1" in said and TOKEN not in said and "hunter2" not in said
 
 
