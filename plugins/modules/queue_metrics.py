@@ -96,7 +96,7 @@ def main() -> None:
         changed=before != text,
         path=path,
         metrics=text,
-        msg=f"the metrics of {count} jobsets {deed} in {path}",
+        msg=f"the metrics of {count} {'jobset' if count == 1 else 'jobsets'} {deed} in {path}",
         diff={"before": before, "after": text},
     )
 

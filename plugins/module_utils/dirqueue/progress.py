@@ -30,6 +30,8 @@ DEPTHS = ("queue", "jobs", "cases")
 _LOG_TAIL = 8 * 1024
 # The lines that a worker writes into a job's log.
 _WORKERS_OWN = re.compile(r"\[[0-9-]{10}T[0-9:.]{12}Z\] (attempt [0-9]+ of |(done|failed|pending): |[0-9]+ bytes of this log)")
+# A time that a program puts before its lines: a table has no room for it.
+_STAMP = re.compile(r"^\s*\[[0-9T:.,+Z -]{10,35}\]\s*")
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -207,7 +209,7 @@ def last_line(path: str) -> str:
         file.seek(start)
         for printed in reversed(file.read(_LOG_TAIL).decode("utf-8", "replace").split("\n")):
             if printed.strip() and not _WORKERS_OWN.match(printed):
-                return " ".join(_CONTROL.sub(" ", printed).split())
+                return " ".join(_STAMP.sub("", _CONTROL.sub(" ", printed)).split())
     return ""
 
 

@@ -108,7 +108,7 @@ def finisher(host: Any, number: int) -> int:
             time.sleep(0.001)
         state = "failed" if claim.name in ("t_off3", "t_off5") else "done"
         queue.finish(claim, state, {"REASON": "exit_status", "DETAIL": "it is odd", "EXIT_STATUS": "7", "ENDED_AT": owner.now()})
-        hooks.poke(queue, state, print)
+        hooks.poke(queue, state == "failed", print)
     finally:
         os._exit(0)
 

@@ -119,7 +119,7 @@ def test_every_job(host: Any) -> None:
 def test_the_jobs_in_a_table(host: Any) -> None:
     """Of each: attempts, owner, time, memory, and what it printed last; those that run first, and no more than asked for."""
     host.define(stride=30, attempts=1)
-    says = 'echo "part $JOB_OFFSET"; printf "\\033[31mred\\007 end\\n\\n"\n'
+    says = 'echo "part $JOB_OFFSET"; printf "[2026-11-21T11:42:26+00:00] \\033[31mred\\007 end\\n\\n"\n'
     host.script(says + "[ $JOB_OFFSET != 1 ] || exit 3; [ $JOB_OFFSET != 2 ] || sleep 600\n")
     long = "a-job-with-a-name-that-is-longer-than-any-table-has-room-for"
     queue = host.queue()
