@@ -42,7 +42,7 @@ def test_all_that_is_counted(host: Any, wait_for: Callable[..., Any]) -> None:
     # Its place in the queue is years ahead; how long it has been there is not.
     queue.enqueue([("late", {"PRIORITY": "-50", "OFFSET": "5"})])
     host.worker("t-1")
-    wait_for(lambda: host.states()["t_off2"] == "running" and (host.work / "state_2").exists())
+    wait_for(lambda: (host.states()["t_off2"], host.states()["t_off1"]) == ("running", "failed") and (host.work / "state_2").exists())
     Path(host.queue("other").jobset.gate).write_text("STOP requested by anna")
     found = read(metrics.text(str(host.root)))
     assert {key: found[key] for key in found if key[0] in ("jobs", "up", "workers", "workers_defined") and "other" not in key} == {
