@@ -332,3 +332,31 @@ def test_bad_hooks_are_refused(words: Any) -> None:
             jobset.Jobset("t", {"script": "x", key: words})
     with pytest.raises(QueueError, match="hook_limit"):
         jobset.Jobset("t", {"script": "x", "hook_limit": 0})
+
+
+def test_one_tells_one_waits_and_the_others_go(host: Any, wait_for: Callable[..., Any]) -> None:
+    """Whoever goes has seen nothing that the one who waits will not see."""
+    host.define()
+    folder = host.queue().layout.run
+    got: list[bool] = []
+
+    def wait() -> None:
+        with hooks._turn(folder, wait=True) as mine:
+            got.append(mine)
+
+    with hooks._turn(folder, wait=True) as mine:
+        assert mine
+        second = threading.Thread(target=wait)
+        second.start()
+        # As long as nobody waits, this one would: so it looks at the lock alone.
+        wait_for(lambda: "hooks-next" in held(folder))
+        wait()
+        assert got == [False] and not quiet(host.queue())
+    second.join(30)
+    assert got == [False, True] and quiet(host.queue())
+
+
+def held(folder: str) -> str:
+    """Return the names of the locks of hooks that are held, as the kernel lists them (proc(5), locks)."""
+    inodes = {line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines() if "->" not in line}
+    return " ".join(path.name for path in Path(folder).glob("hooks*.lock") if str(path.stat().st_ino) in inodes)
