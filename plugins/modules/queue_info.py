@@ -157,7 +157,7 @@ settled:
   returned: success
   type: bool
 ended:
-  description: How it has ended, V(done), V(solved), V(failed) where a job has failed, or V(stopped) where jobs are pending; else empty.
+  description: How it has ended, V(done), V(solved), V(failed), or V(held) or V(stopped) where jobs are pending; else empty.
   returned: success
   type: str
 verdict:

@@ -286,7 +286,7 @@ def look(queue: Queue, attempts: list[dict[str, Any]]) -> Optional[dict[str, Any
 
 
 def _jobs(queue: Queue) -> Any:
-    for state in ("pending", "running", "done", "failed"):
+    for state in ("pending", "held", "running", "done", "failed"):
         for name in queue.entries(state):
             with contextlib.suppress(FileNotFoundError, MalformedJob):
                 yield name, state, queue.read(state, name)

@@ -31,7 +31,7 @@ EX_CONFIG = 78
 
 
 # What `progress --follow` exits with, beside 0 for what is done or solved, and seconds that a recovery has for hooks.
-_ENDS = {"failed": 1, "stopped": 3}
+_ENDS = {"failed": 1, "stopped": 3, "held": 3}
 _HOOKS = 30.0
 # Control characters, such as those that steer a terminal, which a gate's text or a file's name may hold.
 _HARMLESS = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}
@@ -244,7 +244,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as one JSON document")
     command.add_argument("--depth", choices=progress.DEPTHS, default="", help="(cases where a state_file is named, else jobs)")
     command.add_argument("--rows", type=int, default=20, help="how many jobs are shown one by one (20)")
-    command.add_argument("--follow", action="store_true", help="until all is done (0), a job has failed (1), or the gate is closed (3)")
+    command.add_argument("--follow", action="store_true", help="to the end: done 0, a failed job 1, gate closed or jobs held 3")
     command.add_argument("--interval", type=float, default=1.0, help="seconds between two looks with --follow (1)")
     command.set_defaults(call=_progress)
 

@@ -25,6 +25,7 @@ from .queue import Queue
 _METRICS = {
     "up": ("gauge", "1 if the jobset's queue could be read."),
     "jobs": ("gauge", "Jobs in a state (state)."),
+    "held_jobs": ("gauge", "Pending jobs that are held."),
     "attempts_total": ("counter", "Attempts that ended, by reason and by the state that the job went to (reason, result)."),
     "attempt_seconds_total": ("counter", "Seconds that these attempts took together."),
     "oldest_pending_seconds": ("gauge", "Seconds since the job was enqueued that has been pending longest; 0 if none is."),
@@ -90,6 +91,7 @@ def _of(queue: Queue) -> list[tuple[str, dict[str, str], float]]:
     plain: dict[str, float] = {
         "attempt_seconds_total": round(told["seconds"], 3),
         "oldest_pending_seconds": round(max(now - oldest, 0.0), 3) if oldest else 0,
+        "held_jobs": found["held"],
         "orphans": sum(1 for held in found["running"] if not held["alive"]),
         "workers": found["workers"],
         "workers_defined": queue.jobset.workers,

@@ -75,9 +75,9 @@ def summary(queue: Queue) -> dict[str, Any]:
     """Return how far a jobset is.
 
     Returns:
-        counts, held (how many of the pending ones are), running, gate (closed, by, text, solved, solved_by, log), refused (entry -> reason), rate (jobs done per
-        hour, None if unknown), seconds_left (None if unknown), cases (see cases.look), workers (how many live), settled
-        and ended (see settled and outcome).
+        counts, held (how many of the pending ones are), running, gate (closed, by, text, solved, solved_by, log), refused
+        (entry -> reason), rate (jobs done per hour, None if unknown), seconds_left (None if unknown), cases (see
+        cases.look), workers (how many live), settled and ended (see settled and outcome).
     """
     counts = queue.survey()
     gate = queue.gate()
@@ -160,7 +160,7 @@ def rows(queue: Queue, most: int) -> list[dict[str, Any]]:
     # The latest that ended come first.
     order = {str(attempt.get("job", "")): -number for number, attempt in enumerate(history(queue))}
     found: list[dict[str, Any]] = []
-    for state in ("running", "failed", "done", "pending"):
+    for state in ("running", "failed", "done", "pending", "held"):
         names = queue.entries(state)
         ended, few = state in ("failed", "done"), len(names) < 10_000
         # To sort a million names as a person would takes seconds.
@@ -283,7 +283,7 @@ def line(found: dict[str, Any]) -> str:
         text += f"; the time left is not known yet: {inside['why']}"
     elif found["seconds_left"] and not settled(found):
         text += f"; about {duration(found['seconds_left'])} left"
-    if counts["pending"] and not counts["running"] and not found["workers"] and not gate["closed"]:
+    if not found["workers"] and not settled(found):
         text += "; no worker runs"
     return text
 
@@ -331,7 +331,7 @@ def _jobs_table(found: dict[str, Any], width: int) -> list[str]:
 
 def _cases_table(inside: dict[str, Any], width: int, most: int) -> list[str]:
     lines = [["job", "state", "cases", "", "an hour", "left", "last case"]]
-    order = {"running": 0, "failed": 1, "pending": 2, "done": 3}
+    order = {"running": 0, "failed": 1, "pending": 2, "held": 3, "done": 4}
     chosen = sorted(inside["parts"], key=lambda one: order[one["state"]])[:most]
     for one in inside["parts"]:
         if any(one is other for other in chosen):
@@ -365,12 +365,14 @@ def look(queue: Queue, depth: str = "", most: int = 20) -> dict[str, Any]:
 
 
 def outcome(found: dict[str, Any]) -> str:
-    """Return how a jobset has ended: done, solved, failed (nothing is left, but a job has failed), stopped; empty: it has not."""
+    """Return how a jobset has ended: done, solved, failed (nothing is left, but a job has failed), stopped, held; empty: it has not."""
     if not settled(found):
         return ""
     if found["gate"]["solved"]:
         return "solved"
-    return "stopped" if found["counts"]["pending"] else "failed" if found["counts"]["failed"] else "done"
+    if found["counts"]["pending"]:
+        return "stopped" if found["gate"]["closed"] else "held"
+    return "failed" if found["counts"]["failed"] else "done"
 
 
 def verdict(found: dict[str, Any]) -> str:
@@ -383,6 +385,7 @@ def verdict(found: dict[str, Any]) -> str:
         "failed": f"jobset {name} has ended: {counts['failed']} of {sum(counts.values())} jobs failed; see logs, then retry_failed",
         "stopped": f"jobset {name} waits with {counts['pending']} jobs pending: the gate is closed ({found['gate']['text'] or 'no text'});"
         " clear_stop opens it",
+        "held": f"jobset {name} waits with {found['held']} jobs held; release lets them go",
     }[found["ended"]]
 
 

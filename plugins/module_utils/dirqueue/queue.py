@@ -257,10 +257,11 @@ class Queue:
         return counts
 
     def ended(self) -> bool:
-        """Tell whether no job runs, and none is pending or the gate is closed. Certain only under the lock (rule 3)."""
+        """Tell whether no job runs, and none is pending (or held), or the gate is closed. Certain only under the lock (rule 3)."""
         closed = os.path.lexists(self.jobset.gate)
-        waits = not closed and (any(True for _name in self._each("pending")) or any(one.left for one in self._closing(self._batches())))
-        return not waits and not any(True for _name in self._each("running"))
+        waits = any(True for state in ("pending", "held") for _name in self._each(state))
+        waits = waits or any(one.left for one in self._closing(self._batches()))
+        return (closed or not waits) and not any(True for _name in self._each("running"))
 
     def oldest_pending(self) -> float | None:
         """Return when the job that has been pending longest was enqueued, in seconds since 1970; None if none is."""
