@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 from collections import Counter
@@ -26,8 +27,11 @@ SHARED: dict[str, dict[str, Any]] = {
 def root_of(given: str) -> str:
     """Return the queue's root: where HOME is another than the user database's, whose home units of systemd have, it may lie there."""
     home = os.path.expanduser("~")
-    known = pwd.getpwuid(os.getuid()).pw_dir + given[len(home) :]
-    return known if given.startswith(home + os.sep) and not os.path.isdir(given) and os.path.isdir(known) else given
+    # A user without a name, in a container say, has no other home.
+    with contextlib.suppress(KeyError):
+        known = pwd.getpwuid(os.getuid()).pw_dir + given[len(home) :]
+        return known if given.startswith(home + os.sep) and not os.path.isdir(given) and os.path.isdir(known) else given
+    return given
 
 
 def named(root: str, name: str) -> str:

@@ -969,6 +969,9 @@ class Queue:
             LostClaim: the job is no longer this claim's.
             OSError: it can't be written; try again.
         """
+        if any(one.values["CLAIM"] == claim.id for one in self._ended):
+            # It was noted, and then could not be committed.
+            return
         try:
             held = claim.id.encode() in self._read_file("running", claim.name + SUFFIX + owner.SUFFIX)
         except FileNotFoundError:
