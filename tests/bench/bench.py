@@ -506,7 +506,7 @@ def contests() -> list[Contest]:
     return [
         Contest(
             "intake and drain",
-            rounds(5),
+            rounds(3),
             {
                 million: intake("enqueue", million, 1_000_000),
                 hundred: intake("enqueue", hundred, 100_000),
@@ -537,7 +537,7 @@ def contests() -> list[Contest]:
         ),
         Contest(
             "claims at depth",
-            rounds(5),
+            rounds(3),
             {
                 title: claims(title, depth, files, processes)
                 for processes in (1, 16)

@@ -83,7 +83,7 @@ def run(by: str, words: list[str], variables: dict[str, str]) -> tuple[Any, byte
     command = Command(words, {**variables, **CLAIM}, writing)
     if by == "agent":
         running = runner.start(command, CLAIM, token)
-        assert running.process is None, said
+        assert not running.session, said
     else:
         running = runner._start(["podman", "exec", "--workdir", folder], container, command, CLAIM, token)
     os.close(writing)
@@ -93,8 +93,8 @@ def run(by: str, words: list[str], variables: dict[str, str]) -> tuple[Any, byte
     os.close(reading)
     while not (outcome := runner.reap(running)):
         # Podman's client is a child, whose end is waited for; an agent speaks.
-        if running.process:
-            os.waitid(os.P_PID, running.process.pid, os.WEXITED | os.WNOWAIT)
+        if running.session:
+            os.waitid(os.P_PID, running.session, os.WEXITED | os.WNOWAIT)
         else:
             select.select([running.fileno], [], [])
     return outcome, printed
