@@ -42,8 +42,8 @@ SIZE = float(os.environ.get("SAGEQUEUE_BENCH_SIZE", "1"))
 HOSTS = os.environ.get("SAGEQUEUE_BENCH_HOSTS") == "1"
 # The last commit before what makes the queue fast.
 BEFORE = "39f11db"
-# Jobs that each peer gets: as many as it works off in a few seconds.
-PEERS = {"beanstalkd": 3000, "persist-queue": 3000, "huey": 3000, "dirq": 3000, "task-spooler": 1000, "nq": 400, "parallel": 1000}
+# Jobs that each peer gets: as many as it works off in a few seconds, or can keep (task-spooler: a connection each).
+PEERS = {"beanstalkd": 3000, "persist-queue": 3000, "huey": 3000, "dirq": 3000, "task-spooler": 400, "nq": 400, "parallel": 1000}
 WORKERS = 2
 
 # Name of a value -> what was measured, in order.
@@ -608,7 +608,8 @@ def hold(contest: Contest, values: Values, trouble: dict[str, str]) -> None:
                 print(f"{contest.title}, round {number + 1} of {contest.rounds}: {name}: {time.monotonic() - began:.1f} s", flush=True)
             # One that fails must not take the others with it: its figures are left out, and the page says so.
             except Exception as exc:
-                trouble[name] = str(exc) if isinstance(exc, Missing) else f"{type(exc).__name__}: {exc}"
+                late = f"it had not come to its end after {exc.timeout:g} s" if isinstance(exc, subprocess.TimeoutExpired) else ""
+                trouble[name] = late or (str(exc) if isinstance(exc, Missing) else f"{type(exc).__name__}: {exc}")
                 print(f"{contest.title}: {name} is left out: {trouble[name]}", flush=True)
 
 
@@ -678,7 +679,7 @@ def journalled(folder: Path) -> Iterator[str]:
         subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
         yield ", with a journal, in a file on an ext4 without one"
     finally:
-        subprocess.run(["umount", "--quiet", str(folder)], check=False)
+        subprocess.run(["umount", "--quiet", "--lazy", str(folder)], check=False)
         image.unlink(missing_ok=True)
 
 
