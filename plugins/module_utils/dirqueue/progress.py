@@ -272,7 +272,7 @@ def line(found: dict[str, Any]) -> str:
     gate, inside = found["gate"], found["cases"]
     if inside:
         text += f"; {inside['done']}" + (f"/{inside['total']}" if inside["total"] else "") + " cases"
-        text += f", {inside['rate']:g} an hour" if inside["rate"] else ""
+        text += f", {_rounded(inside['rate'])} an hour" if inside["rate"] else ""
     if gate["solved"]:
         text += f"; solved by {gate['solved_by']}"
     elif gate["closed"]:
@@ -329,6 +329,11 @@ def _jobs_table(found: dict[str, Any], width: int) -> list[str]:
     return _whole(lines, width, sum(found["counts"].values()))
 
 
+def _rounded(rate: float) -> str:
+    """Return a number with the three digits that it is good for."""
+    return f"{float(f'{rate:.3g}'):g}"
+
+
 def _cases_table(inside: dict[str, Any], width: int, most: int) -> list[str]:
     lines = [["job", "state", "cases", "", "an hour", "left", "last case"]]
     order = {"running": 0, "failed": 1, "pending": 2, "held": 3, "done": 4}
@@ -340,7 +345,7 @@ def _cases_table(inside: dict[str, Any], width: int, most: int) -> list[str]:
             ago = "" if one["seconds_since"] is None else f"{duration(one['seconds_since'])} ago"
             left = between(*one["seconds_left"]) if one["seconds_left"] and any(one["seconds_left"]) else ""
             shown = _bar(one["done"] or 0, one["total"] or 0, 8)
-            lines.append([one["job"], one["state"], shown, count, f"{one['rate']:g}" if one["rate"] else "", left, one["why"] or ago])
+            lines.append([one["job"], one["state"], shown, count, _rounded(one["rate"]) if one["rate"] else "", left, one["why"] or ago])
     return _whole(lines, width, len(inside["parts"]))
 
 
