@@ -52,7 +52,7 @@ from .jobset import Jobset
 from .layout import PLACES, STATES, Layout, Refused, open_own, sync_folder, why_odd
 
 _REQUESTED = "STOP requested by "
-_VANISHED = "job {} has vanished from running; its result is not recorded"
+VANISHED = "job {} has vanished from running; its result is not recorded"
 # What the note of a job's end is called in staging, before its claim.
 _NOTE = "result."
 _CLAIM = re.compile(r"[0-9a-f]{32}\Z")
@@ -956,7 +956,7 @@ class Queue:
         """Bring a claimed job to done, failed, or back to pending; durable on return. See end and commit."""
         self.end(claim, state, result)
         if claim.name in self.commit():
-            raise LostClaim(_VANISHED.format(claim.name))
+            raise LostClaim(VANISHED.format(claim.name))
 
     def end(self, claim: Claim, state: str, result: dict[str, str]) -> None:
         """Note how a claimed job ended. It is still owned and running; commit, which must follow, brings it to its state.
@@ -983,7 +983,7 @@ class Queue:
             place = os.stat(claim.name + SUFFIX, dir_fd=self._fds["running"], follow_symlinks=False).st_mtime_ns
         except FileNotFoundError as exc:
             self._disown(claim.name)
-            raise LostClaim(_VANISHED.format(claim.name)) from exc
+            raise LostClaim(VANISHED.format(claim.name)) from exc
         # RESULT is last: what lacks it is not whole.
         values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
         ended = _Ended(claim.name, values, place, written=False)
@@ -1153,8 +1153,8 @@ class Queue:
         result, reason, detail = "pending", "orphan", why
         if self.gate().solved_by == name:
             result, reason, detail = "done", "solved", f"its worker died after it had solved the jobset ({why})"
-        elif self.kill_request(claim):
-            result, reason, detail = "failed", "killed", self.kill_request(claim)
+        elif by := self.kill_request(claim):
+            result, reason, detail = "failed", "killed", by
         elif recoveries >= self.jobset.recoveries:
             result, reason, detail = "failed", "too_many_recoveries", f"its worker died {recoveries} times, lastly: {why}"
         return {**values, **job.tidy({"RESULT": result, "REASON": reason, "DETAIL": detail})}
@@ -1321,7 +1321,7 @@ class Queue:
                 if change.new_state == "running":
                     changes[number] = change._replace(new_state="failed", reason="killed") if check else change
                     claim = (self.owner_of(change.name) or {}).get("OWNER_CLAIM", "")
-                    if re.fullmatch("[0-9a-f]{32}", claim) and not check and not self.kill_request(claim):
+                    if _CLAIM.match(claim) and not check and not self.kill_request(claim):
                         staged = f"kill.{os.urandom(8).hex()}"
                         self._stage(staged, asked["DETAIL"].encode("utf-8", "replace"))
                         os.rename(staged, os.path.join(self.layout.run, f"kill.{claim}"), src_dir_fd=self._fds["staging"])

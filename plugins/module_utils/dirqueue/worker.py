@@ -18,7 +18,7 @@ from . import jobset as definitions
 from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
 from .joblog import JobLog
 from .layout import Layout, Refused
-from .queue import Claim, Queue
+from .queue import VANISHED, Claim, Queue
 from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
 
@@ -34,8 +34,8 @@ _AGAIN = 5.0
 # How many jobs that have ended are recorded together, and how long the first of them waits for others (seconds).
 _TOGETHER = 128
 _LATER = 0.1
-# Reasons that are not the job's own doing: such an attempt does not count.
 _UNRECORDED = "jobs have ended, but that can't be recorded"
+# Reasons that are not the job's own doing: such an attempt does not count.
 _UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")
 
 _T = TypeVar("_T")
@@ -200,7 +200,7 @@ class Worker:
         """Record how jobs have ended, all at once."""
         vanished = self.queue.commit()
         for name, said in self._ended.items():
-            self.log(f"job {name} has vanished from running; its result is not recorded" if name in vanished else said)
+            self.log(VANISHED.format(name) if name in vanished else said)
         if self._ended:
             hooks.poke(self.queue, self._failed, self.log)
         self._failed = False
