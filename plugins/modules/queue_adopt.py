@@ -42,7 +42,9 @@ options:
     type: path
     default: ~/.config/sagequeue/sagequeue.env
   wait:
-    description: How many seconds a worker of theirs that no unit stops has to end by itself. After that it is killed.
+    description:
+      - How many seconds a worker of theirs that no unit stops has to end by itself. After that it is killed, and what it runs
+        is asked to end and given as long again.
     type: float
     default: 10
   root:

@@ -219,12 +219,18 @@ def end_workers(older: Older, wait: float) -> list[int]:
     deadline = time.monotonic() + wait
     while workers(older) and time.monotonic() < deadline:
         time.sleep(0.1)
+    told: list[int] = []
     for pid in workers(older):
         below = _descendants(pid)
         for one, number in [(pid, signal.SIGKILL), *((child, signal.SIGTERM) for child in below)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, number)
         ended.add(pid)
+        told += [pid, *below]
+    # Programs need a moment for their end, too.
+    deadline = time.monotonic() + wait
+    while any(map(owner.process_start, told)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return sorted(ended)
 
 

@@ -209,7 +209,10 @@ def test_an_agent_that_is_killed_between_two_jobs(host: Any, container: Containe
     wait_for(lambda: host.states() == {"t_off0": "done"})
     if anew:
         (container.folder / "started").write_text("2026-01-02", encoding="utf-8")
-    os.kill(container.agents()[0], signal.SIGKILL)
+    (agent_pid,) = container.agents()
+    os.kill(agent_pid, signal.SIGKILL)
+    # A kill is not done at once, and until then its socket is open.
+    wait_for(lambda: not process_start(agent_pid))
     host.queue().enqueue([("b", {"OFFSET": "0"})])
     wait_for(lambda: host.states()["b"] == "done")
     host.queue().enqueue([("c", {"OFFSET": "0"})])
