@@ -211,13 +211,22 @@ def _diag(options: argparse.Namespace) -> int:
 
 
 def _carriers(options: argparse.Namespace) -> int:
-    if not all("=" in pair for pair in options.variables):
-        raise QueueError(f"{' '.join(options.variables)!r} is not KEY=VALUE ...")
-    carries = dict(pair.split("=", 1) for pair in options.variables)
+    wanted: list[dict[str, str]] = [{}]
+    for word in options.variables:
+        key, equals, value = word.partition("=")
+        if equals:
+            wanted[-1][key] = value
+        elif word == "or" and wanted[-1]:
+            wanted.append({})
+        else:
+            raise QueueError(f"{' '.join(options.variables)!r} is not KEY=VALUE ...")
+    # Without variables it would find every process.
+    if not wanted[-1]:
+        raise QueueError(f"{' '.join(options.variables)!r} ends amid its variables")
     if options.until_gone:
-        end_carriers(carries)
+        end_carriers(*wanted)
         return 0
-    pids = signal_carriers(carries, options.signal, spare_session=options.spare_session)
+    pids = signal_carriers(options.signal, *wanted, spare_session=options.spare_session)
     _say(" ".join(str(pid) for pid in pids))
     return 0
 
@@ -296,7 +305,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=_hooks)
 
     command = commands.add_parser("carriers", help="find, signal or kill the processes that carry variables (for the runners)")
-    command.add_argument("variables", nargs="+", metavar="KEY=VALUE")
+    command.add_argument("variables", nargs="+", metavar="KEY=VALUE", help="all of them; or: others, or ...")
     command.add_argument("--signal", type=int, default=0)
     command.add_argument("--spare-session", type=int, default=0)
     command.add_argument("--until-gone", action="store_true")

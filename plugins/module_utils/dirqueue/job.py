@@ -32,6 +32,8 @@ RESULT_KEYS = (
 )  # fmt: skip
 # What an enqueue sets beside the job's own keys, and who holds a job back.
 QUEUE_KEYS = ("ENQUEUED_AT", "PRIORITY", "HELD_AT", "HELD_BY")
+_OURS = frozenset((*RESULT_KEYS, *QUEUE_KEYS))
+_OF_RESULT = frozenset(RESULT_KEYS)
 
 
 def is_name(name: str) -> bool:
@@ -113,12 +115,12 @@ def number(values: dict[str, str], key: str) -> int:
 
 def own_values(values: dict[str, str]) -> dict[str, str]:
     """Return what the operator gave the job, without what the queue wrote."""
-    return {key: value for key, value in values.items() if key not in RESULT_KEYS and key not in QUEUE_KEYS}
+    return {key: value for key, value in values.items() if key not in _OURS}
 
 
 def before_attempt(values: dict[str, str]) -> dict[str, str]:
     """Return a job's values without what the queue wrote about its latest attempt; the counts stay."""
-    kept = {key: value for key, value in values.items() if key not in RESULT_KEYS}
+    kept = {key: value for key, value in values.items() if key not in _OF_RESULT}
     return {**kept, **{key: str(number(values, key)) for key in ("ATTEMPTS", "RECOVERIES") if key in values}}
 
 
@@ -159,7 +161,11 @@ def check_room(values: dict[str, str]) -> None:
 
 def tidy(result: dict[str, str]) -> dict[str, str]:
     """Return what the queue is about to write with each text on one line and not too long."""
-    return {key: " ".join(value.replace("\0", " ").split("\n"))[:_LONGEST] for key, value in result.items()}
+    return {key: value if value.isprintable() and len(value) <= _LONGEST else _line(value) for key, value in result.items()}
+
+
+def _line(text: str) -> str:
+    return " ".join(text.replace("\0", " ").split("\n"))[:_LONGEST]
 
 
 def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -94,7 +94,7 @@ class JobLog:
         self._fd = self._read = self.output = -1
         try:
             self._open()
-            for piece in pieces(path)[keep:] if size else []:
+            for piece in pieces(path)[keep:] if size and self._length else []:
                 with contextlib.suppress(IsADirectoryError):
                     os.unlink(piece)
             self._read, self.output = os.pipe2(os.O_CLOEXEC)

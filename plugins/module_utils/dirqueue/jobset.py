@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -269,7 +270,7 @@ class Jobset:
         """Return the definition with everything filled in."""
         return {key: getattr(self, key) for key in KEYS}
 
-    @property
+    @functools.cached_property
     def gate(self) -> str:
         """The gate file's path on the host."""
         return os.path.join(self.workdir, self.gate_file)

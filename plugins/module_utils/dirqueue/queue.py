@@ -161,8 +161,10 @@ class Queue:
         self._bad_batches: set[str] = set()
         self._seen = (-1, 0.0)
         self._order = -1
-        self._ended: list[_Ended] = []
-        # Files in staging that were owner records.
+        # By claim.
+        self._ended: dict[str, _Ended] = {}
+        # The names that owner records have in staging, too: of those in use, by job, and of those to be used again.
+        self._records: dict[str, str] = {}
         self._spare: list[str] = []
         self._stuck: Claim | None = None
         self._fds: dict[str, int] = {}
@@ -181,10 +183,11 @@ class Queue:
 
     def close(self) -> None:
         """Give the folders' descriptors back."""
-        for spare in self._spare:
+        for staged in [*self._spare, *self._records.values()]:
             with contextlib.suppress(OSError):
-                os.unlink(spare, dir_fd=self._fds["staging"])
+                os.unlink(staged, dir_fd=self._fds["staging"])
         self._spare.clear()
+        self._records.clear()
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -258,7 +261,7 @@ class Queue:
 
     def ended(self) -> bool:
         """Tell whether no job runs, and none is pending (or held), or the gate is closed. Certain only under the lock (rule 3)."""
-        closed = os.path.lexists(self.jobset.gate)
+        closed = self._is_shut()
         waits = any(True for state in ("pending", "held") for _name in self._each(state))
         waits = waits or any(one.left for one in self._closing(self._batches()))
         return (closed or not waits) and not any(True for _name in self._each("running"))
@@ -365,11 +368,7 @@ class Queue:
 
     def _filed(self, name: str) -> str | None:
         """Return the folder that a job's file is in: a pending job of a batch has none yet."""
-        for state in PLACES:
-            with contextlib.suppress(FileNotFoundError):
-                os.stat(name + SUFFIX, dir_fd=self._fds[state], follow_symlinks=False)
-                return state
-        return None
+        return next((state for state in PLACES if self._is_in(state, name)), None)
 
     def _read_file(self, state: str, entry: str) -> bytes:
         # O_NONBLOCK: a FIFO must not hold us up. One byte more than allowed is enough to refuse a huge file.
@@ -779,14 +778,14 @@ class Queue:
 
     def look(self) -> bool:
         """Tell whether there may be something to claim: a job was listed as pending, or is found so now, with an open gate."""
-        if not self._names and not self._stuck and not os.path.lexists(self.jobset.gate):
+        if not self._names and not self._stuck and not self._is_shut():
             self._next_names()
         return bool(self._names or self._stuck)
 
     def arm(self) -> bool:
         """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""
         folder, events = os.path.join(self.layout.queue, "pending"), fcntl.DN_CREATE | fcntl.DN_RENAME | fcntl.DN_ATTRIB
-        if os.path.lexists(self.jobset.gate):
+        if self._is_shut():
             folder, events = os.path.dirname(self.jobset.gate), fcntl.DN_DELETE | fcntl.DN_RENAME
         try:
             # A descriptor of its own: to close any duplicate of it, as listing a folder does, would end the watch.
@@ -810,7 +809,7 @@ class Queue:
             self._names.clear()
             self._seen = (-1, 0.0)
         lost = not self._names
-        while not os.path.lexists(self.jobset.gate):
+        while not self._is_shut():
             if not self._names and lost:
                 # All that was listed has gone to others: there may be more.
                 lost = False
@@ -840,7 +839,7 @@ class Queue:
                     continue
                 raise
             claimed = self._accept(self._stuck)
-            if claimed and os.path.lexists(self.jobset.gate):
+            if claimed and self._is_shut():
                 self.finish(claimed, "pending", {"REASON": "gate", "DETAIL": "the gate was closed while it was claimed"})
                 claimed = None
             self._stuck = None
@@ -866,7 +865,9 @@ class Queue:
         """Read a job that was just claimed; None if it is malformed, and failed now."""
         try:
             values = self.read("running", claim.name)
-            job.check_room(values)
+            # A short one has room, and takes a while to be weighed.
+            if sum(map(len, values)) + sum(map(len, values.values())) > 1000:
+                job.check_room(values)
         except MalformedJob as exc:
             self.reject(claim, str(exc))
             return None
@@ -895,13 +896,15 @@ class Queue:
             for _attempt in range(2):
                 try:
                     os.link(staged, entry, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["running"])
+                    self._records[name] = staged
                     return True
                 except FileExistsError:
                     if not self._clear_stale_owner(name, locked):
                         return False
             return False
         finally:
-            os.unlink(staged, dir_fd=self._fds["staging"])
+            if self._records.get(name) != staged:
+                self._spare.append(staged)
 
     def _stage_owner(self, record: bytes, claim: str) -> str:
         """Write an owner record into staging, if possible into a file that was one; return its name there."""
@@ -920,18 +923,14 @@ class Queue:
         return f"owner.{claim}"
 
     def _disown(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name + SUFFIX + owner.SUFFIX, dir_fd=self._fds["running"])
-
-    def _release(self, one: _Ended) -> None:
-        """Disown a job that has left running, and keep the record's file for the next: to make and delete one each time takes long.
+        """Remove an owner record. The file of one of our own is kept for the next: to make and delete one each time takes long.
 
         Whoever is reading it sees this holder, who lives, and perhaps its next claim; of the job, that it is not running.
         """
-        spare = f"owner.{one.values['CLAIM']}"
         with contextlib.suppress(FileNotFoundError):
-            os.rename(one.name + SUFFIX + owner.SUFFIX, spare, src_dir_fd=self._fds["running"], dst_dir_fd=self._fds["staging"])
-            self._spare.append(spare)
+            os.unlink(name + SUFFIX + owner.SUFFIX, dir_fd=self._fds["running"])
+        if name in self._records:
+            self._spare.append(self._records.pop(name))
 
     def _clear_stale_owner(self, name: str, locked: bool) -> bool:
         """Remove the record of a claimer that died before its job was running."""
@@ -969,7 +968,7 @@ class Queue:
             LostClaim: the job is no longer this claim's.
             OSError: it can't be written; try again.
         """
-        if any(one.values["CLAIM"] == claim.id for one in self._ended):
+        if claim.id in self._ended:
             # It was noted, and then could not be committed.
             return
         try:
@@ -988,7 +987,7 @@ class Queue:
         values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
         ended = _Ended(claim.name, values, place, written=False)
         self._note(ended)
-        self._ended.append(ended)
+        self._ended[claim.id] = ended
 
     def _note(self, ended: _Ended) -> None:
         entry = _NOTE + ended.values["CLAIM"]
@@ -1015,7 +1014,7 @@ class Queue:
         Raises:
             OSError: it could not be recorded; those jobs are still owned, try again.
         """
-        ended = self._ended
+        ended = list(self._ended.values())
         self._sync_notes([one for one in ended if not one.synced])
         for one in ended:
             if not one.written:
@@ -1030,8 +1029,8 @@ class Queue:
                 one.written = True
         self._carry_out(ended)
         for one in ended:
-            self._release(one)
-        self._ended = []
+            self._disown(one.name)
+        self._ended.clear()
         return [one.name for one in ended if one.vanished]
 
     def _sync_notes(self, ended: list[_Ended]) -> None:
@@ -1540,6 +1539,9 @@ class Queue:
 
     # ---- the gate ---------------------------------------------------------------------------------------------
 
+    def _is_shut(self) -> bool:
+        return os.access(self.jobset.gate, os.F_OK, follow_symlinks=False)
+
     def gate(self) -> Gate:
         """Return how the gate stands.
 
@@ -1582,7 +1584,7 @@ class Queue:
         Raises:
             QueueError: the gate file can't be made.
         """
-        if os.path.lexists(self.jobset.gate):
+        if self._is_shut():
             return False
         if not check:
             text = f"{_REQUESTED}{by or _me()} at {owner.now()}\n"

@@ -17,6 +17,8 @@ from .runners import Runner, carried
 
 # A staged file older than this belongs to nobody who still lives (seconds).
 _STAGING_AGE = 3600
+# Claims whose processes are looked for together.
+_AT_ONCE = 1000
 
 
 def recover(
@@ -36,10 +38,10 @@ def recover(
         NotReady: what a dead worker left running can't be ended now.
         OSError: the disk is full, or the like; what is not recovered yet is still an orphan.
     """
-    ended: set[str] = set()
+    dead: dict[str, dict[str, str]] = {}
 
     def end(name: str, claim: str) -> None:
-        if claim not in ended:
+        if claim not in dead:
             runner.end(carried(queue.layout, name, claim))
 
     if not check:
@@ -48,8 +50,10 @@ def recover(
         for name in queue.entries("running"):
             record = queue.owner_of(name) or {}
             if record.get("OWNER_CLAIM") and owner.why_dead(record, queue.layout.workers):
-                runner.end(carried(queue.layout, name, record["OWNER_CLAIM"]))
-                ended.add(record["OWNER_CLAIM"])
+                dead[record["OWNER_CLAIM"]] = carried(queue.layout, name, record["OWNER_CLAIM"])
+        # Many by one look at all processes, but no more than a command can have words.
+        for first in range(0, len(dead), _AT_ONCE):
+            runner.end(*list(dead.values())[first : first + _AT_ONCE])
     holder = owner.Holder(queue.layout.workers, label)
     changes = []
     try:

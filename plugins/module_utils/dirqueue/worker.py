@@ -32,8 +32,10 @@ _SAMPLE = 5.0
 _ASK = 1.0
 _AGAIN = 5.0
 # How many jobs that have ended are recorded together, and how long the first of them waits for others (seconds).
-_TOGETHER = 128
-_LATER = 0.1
+_TOGETHER = 512
+_LATER = 0.3
+# For how long what a job prints waits to be copied when it has just started: most short jobs print little, and end meanwhile.
+_PRINTS = 0.05
 _UNRECORDED = "jobs have ended, but that can't be recorded"
 # Reasons that are not the job's own doing: such an attempt does not count.
 _UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")
@@ -199,9 +201,8 @@ class Worker:
     def _commit(self) -> None:
         """Record how jobs have ended, all at once."""
         vanished = self.queue.commit()
-        for name, said in self._ended.items():
-            self.log(VANISHED.format(name) if name in vanished else said)
         if self._ended:
+            self.log("\n".join(VANISHED.format(name) if name in vanished else said for name, said in self._ended.items()))
             hooks.poke(self.queue, self._failed, self.log)
         self._failed = False
         self._ended.clear()
@@ -279,11 +280,15 @@ class Worker:
         ended_for = ""
         # Those that ended before it wait no longer than they have to.
         record = self._ended_at + _LATER if self._ended else float("inf")
+        prints = now + _PRINTS
         while True:
-            log.copy()
+            silent = now < prints
+            wake = min(deadline, sample, record, prints if silent else float("inf"), float("inf") if ended_for else ask)
+            self._sleep(wake - time.monotonic(), -1 if silent else log.fileno(), running.fileno)
             outcome = self.runner.reap(running)
             if outcome:
                 return outcome, ended_for
+            log.copy()
             now = time.monotonic()
             if not ended_for and (self._stopping or now >= deadline):
                 ended_for = "worker_stopped" if self._stopping else "timeout"
@@ -304,8 +309,6 @@ class Worker:
             elif now >= sample:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
-            wake = min(deadline, sample, record, float("inf") if ended_for else ask)
-            self._sleep(wake - time.monotonic(), log.fileno(), running.fileno)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:

@@ -12,10 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+
+# For wait4(2), which would load it when it is first called: then there may be too many open files.
+import resource  # noqa: F401
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from typing import Callable, NamedTuple, Optional
 
 from .. import owner
@@ -91,18 +95,23 @@ def _left_agent(variables: list[bytes]) -> bool:
     return False
 
 
-def carriers(carries: dict[str, str], left_agents: bool = False) -> list[int]:
-    """Return the pids of the living processes whose environment, as far as we may read it, has all these variables.
+def carriers(*wanted: dict[str, str], left_agents: bool = False) -> list[int]:
+    """Return the pids of the living processes whose environment, as far as we may read it, has all variables of one that is wanted.
 
     Args:
-        carries: the variables.
+        wanted: variables, of one claim each.
         left_agents: return the agents of dead workers, too, whatever they carry.
     """
     entries = [entry for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid()]
-    return [int(entry) for entry in entries if _carries(entry, carries, left_agents)]
+    sought = _sought(wanted)
+    return [int(entry) for entry in entries if _carries(entry, sought, left_agents)]
 
 
-def _carries(pid: str, carries: dict[str, str], left_agents: bool) -> bool:
+def _sought(wanted: Iterable[dict[str, str]]) -> list[set[bytes]]:
+    return [{f"{key}={value}".encode() for key, value in carries.items()} for carries in wanted]
+
+
+def _carries(pid: str, sought: list[set[bytes]], left_agents: bool) -> bool:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
@@ -111,7 +120,8 @@ def _carries(pid: str, carries: dict[str, str], left_agents: bool) -> bool:
         if is_shortage(exc):
             raise
         return False
-    return all(f"{key}={value}".encode() in variables for key, value in carries.items()) or (left_agents and _left_agent(variables))
+    has = set(variables)
+    return any(one <= has for one in sought) or (left_agents and _left_agent(variables))
 
 
 def session_of(pid: int) -> int:
@@ -122,9 +132,10 @@ def session_of(pid: int) -> int:
         return 0
 
 
-def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0, left_agents: bool = False) -> list[int]:
-    """Send a signal (0: none) to all that carry these variables, but for one session; return whom."""
-    pids = [pid for pid in carriers(carries, left_agents) if not spare_session or session_of(pid) != spare_session]
+def signal_carriers(number: int, *wanted: dict[str, str], spare_session: int = 0, left_agents: bool = False) -> list[int]:
+    """Send a signal (0: none) to all that carriers finds, but for one session; return whom."""
+    pids = [pid for pid in carriers(*wanted, left_agents=left_agents) if not spare_session or session_of(pid) != spare_session]
+    sought = _sought(wanted)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             try:
@@ -135,15 +146,15 @@ def signal_carriers(carries: dict[str, str], number: int, spare_session: int = 0
                 continue
             try:
                 # It may have ended since, and its pid be another's by now. The descriptor stays with the one that is looked at here.
-                if _carries(str(pid), carries, left_agents):
+                if _carries(str(pid), sought, left_agents):
                     signal.pidfd_send_signal(fd, number)
             finally:
                 os.close(fd)
     return pids
 
 
-def end_carriers(carries: dict[str, str]) -> None:
-    """Kill all that carry these variables, and the agents of dead workers, and wait until they are gone.
+def end_carriers(*wanted: dict[str, str]) -> None:
+    """Kill all that carriers finds, and the agents of dead workers, and wait until they are gone.
 
     Raises:
         NotReady: one stays.
@@ -151,7 +162,7 @@ def end_carriers(carries: dict[str, str]) -> None:
     deadline = time.monotonic() + _KILL_WAIT
     unseen = 0
     while True:
-        pids = signal_carriers(carries, signal.SIGKILL, left_agents=True)
+        pids = signal_carriers(signal.SIGKILL, *wanted, left_agents=True)
         # Amid an execve(2) a process shows no environment for a moment: only what stays unseen is gone.
         unseen = 0 if pids else unseen + 1
         if unseen == 2:
@@ -266,8 +277,8 @@ class Runner:
         """Pass a signal on to the command itself."""
         raise NotImplementedError
 
-    def end(self, carries: dict[str, str]) -> None:
-        """Kill everything that carries these variables, and return when it is gone.
+    def end(self, *wanted: dict[str, str]) -> None:
+        """Kill everything that carries all variables of one that is wanted, and return when it is gone.
 
         Raises:
             NotReady: that can't be done now.

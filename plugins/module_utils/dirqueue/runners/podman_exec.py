@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import Optional
 
 from ..errors import NotReady, is_shortage
@@ -259,9 +260,10 @@ class PodmanExec(Podman):
             self._do_without(running.token, "it went away")
         return lost
 
-    def _unshared(self, carries: dict[str, str], *words: str) -> list[int]:
+    def _unshared(self, wanted: Iterable[dict[str, str]], *words: str) -> list[int]:
         program = [sys.executable, self.layout.program, "carriers", *words]
-        answer = podman("unshare", *program, *(f"{key}={value}" for key, value in carries.items()))
+        sought = [[f"{key}={value}" for key, value in carries.items()] for carries in wanted]
+        answer = podman("unshare", *program, *sought[0], *(word for pairs in sought[1:] for word in ("or", *pairs)))
         if answer.returncode != 0:
             raise NotReady(f"can't look for a job's processes in the container: {answer.stderr.strip()[-300:]}")
         return [int(pid) for pid in answer.stdout.split()]
@@ -269,31 +271,31 @@ class PodmanExec(Podman):
     def _hidden(self, running: Running) -> list[int]:
         if not any(os.path.exists(f"/proc/{pid}") for pid in running.hidden):
             try:
-                running.hidden = self._unshared(running.carries, "--spare-session", str(running.session))
+                running.hidden = self._unshared([running.carries], "--spare-session", str(running.session))
             except NotReady:
                 running.hidden = []
         return running.hidden
 
     def signal(self, running: Running, number: int) -> None:
         """See Runner.signal."""
-        self._unshared(running.carries, "--spare-session", str(running.session), "--signal", str(number))
+        self._unshared([running.carries], "--spare-session", str(running.session), "--signal", str(number))
 
-    def end(self, carries: dict[str, str]) -> None:
+    def end(self, *wanted: dict[str, str]) -> None:
         """See Runner.end."""
         if self._agent and self._agent.running:
             # It may be about to start the job.
             self._give_up(self._agent)
-        wanted = [{"SAGEQUEUE_AGENT": self._given_up}] if self._given_up else []
         # First who could still start something: the agent or the client. Then what was started.
-        wanted.append(carries)
-        for one in wanted:
-            end_carriers(one)
+        steps: list[tuple[dict[str, str], ...]] = [({"SAGEQUEUE_AGENT": self._given_up},)] if self._given_up else []
+        steps.append(wanted)
+        for step in steps:
+            end_carriers(*step)
         exists = podman("container", "exists", self.jobset.container)
         if exists.returncode != 1:
             inspected = podman("container", "inspect", "--format", "{{.State.Running}}", self.jobset.container)
             if exists.returncode != 0 or inspected.returncode != 0:
                 why = (exists.stderr + inspected.stderr).strip()[-300:]
                 raise NotReady(f"podman can't tell whether {self.jobset.container} runs: {why}")
-            for one in wanted if inspected.stdout.strip() == "true" else []:
-                self._unshared(one, "--signal", str(int(signal.SIGKILL)), "--until-gone")
+            for step in steps if inspected.stdout.strip() == "true" else []:
+                self._unshared(step, "--signal", str(int(signal.SIGKILL)), "--until-gone")
         self._given_up = ""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+
 from ..errors import NotReady
 from .base import Command, Running, end_carriers
 from .podman import Podman, podman
@@ -35,14 +37,14 @@ class PodmanRun(Podman):
         """See Runner.signal."""
         podman("kill", "--signal", str(number), _name(running.carries))
 
-    def end(self, carries: dict[str, str]) -> None:
+    def end(self, *wanted: dict[str, str]) -> None:
         """See Runner.end."""
-        end_carriers(carries)
-        filters = [f"--filter=label={key}={value}" for key, value in carries.items()]
-        found = podman("ps", "--all", "--quiet", *filters)
+        end_carriers(*wanted)
+        found = podman("ps", "--all", "--filter=label=SAGEQUEUE_CLAIM", "--format=json")
         if found.returncode != 0:
             raise NotReady(f"podman can't tell what a dead worker's job left running: {found.stderr.strip()[-300:]}")
-        for container in found.stdout.split():
+        containers = {one["Id"]: one["Labels"].items() for one in json.loads(found.stdout or "[]")}
+        for container in [one for one, labels in containers.items() if any(carries.items() <= labels for carries in wanted)]:
             removed = podman("rm", "--force", "--time=0", container)
             if removed.returncode != 0:
                 raise NotReady(f"the container {container} of a dead worker's job can't be removed: {removed.stderr.strip()[-300:]}")

@@ -36,9 +36,9 @@ class Process(Runner):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.session, number)
 
-    def end(self, carries: dict[str, str]) -> None:
+    def end(self, *wanted: dict[str, str]) -> None:
         """See Runner.end."""
-        end_carriers(carries)
+        end_carriers(*wanted)
 
     def _outcome(self, running: Running, code: int, client_kib: int) -> Outcome:
         return Outcome(code if code >= 0 else None, -code if code < 0 else None, client_kib)

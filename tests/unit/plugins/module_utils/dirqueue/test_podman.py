@@ -156,17 +156,20 @@ def test_without_podman(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_what_runs_in_the_container_is_looked_for_and_killed(host: Any, podman: Path) -> None:
     answer(podman, {"container inspect": [0, "true\n", ""]})
-    runner_of(host, "podman_exec").end({"SAGEQUEUE_CLAIM": "c1"})
+    runner_of(host, "podman_exec").end({"SAGEQUEUE_CLAIM": "c1"}, {"SAGEQUEUE_CLAIM": "c2"})
     words = calls(podman)[-1][0]
-    assert words[0] == "unshare" and words[2:] == [str(host.program), "carriers", "--signal", "9", "--until-gone", "SAGEQUEUE_CLAIM=c1"]
+    sought = ["SAGEQUEUE_CLAIM=c1", "or", "SAGEQUEUE_CLAIM=c2"]
+    assert words[0] == "unshare" and words[2:] == [str(host.program), "carriers", "--signal", "9", "--until-gone", *sought]
 
 
 def test_a_container_of_a_dead_claim_is_removed(host: Any, podman: Path) -> None:
-    answer(podman, {"ps": [0, "abc\ndef\n", ""]})
-    runner_of(host, "podman_run").end({"SAGEQUEUE_JOB": "a", "SAGEQUEUE_JOBSET": "t"})
+    labels = {"abc": ("a", "t", "1"), "other": ("b", "t", "2"), "more": ("a", "u", "3"), "def": ("a", "t", "4"), "third": ("c", "t", "5")}
+    keys = ("SAGEQUEUE_JOB", "SAGEQUEUE_JOBSET", "SAGEQUEUE_CLAIM")
+    answer(podman, {"ps": [0, json.dumps([{"Id": name, "Labels": dict(zip(keys, values))} for name, values in labels.items()]), ""]})
+    runner_of(host, "podman_run").end({"SAGEQUEUE_JOB": "a", "SAGEQUEUE_JOBSET": "t"}, {"SAGEQUEUE_CLAIM": "5"})
     words = [call[0] for call in calls(podman)]
-    assert "--filter=label=SAGEQUEUE_JOB=a" in words[0] and "--filter=label=SAGEQUEUE_JOBSET=t" in words[0]
-    assert [word[-1] for word in words[1:]] == ["abc", "def"] and all(word[:2] == ["rm", "--force"] for word in words[1:])
+    assert "--filter=label=SAGEQUEUE_CLAIM" in words[0]
+    assert [word[-1] for word in words[1:]] == ["abc", "def", "third"] and all(word[:2] == ["rm", "--force"] for word in words[1:])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_a_container_of_a_dead_claim_is_removed(host: Any, podman: Path) -> None
         ("podman_exec", {"container exists": [0, "", ""], "container inspect": [125, "", "Error: database is locked"]}),
         ("podman_exec", {"container exists": [0, "", ""], "container inspect": [0, "true\n", ""], "unshare": [125, "", "Error: no"]}),
         ("podman_run", {"ps": [125, "", "Error: database is locked"]}),
-        ("podman_run", {"ps": [0, "abc\n", ""], "rm": [125, "", "Error: no"]}),
+        ("podman_run", {"ps": [0, '[{"Id": "abc", "Labels": {"SAGEQUEUE_CLAIM": "c1"}}]', ""], "rm": [125, "", "Error: no"]}),
     ],
 )
 def test_what_cannot_be_looked_for_is_not_taken_for_gone(host: Any, podman: Path, kind: str, answers: dict[str, Any]) -> None:

@@ -312,6 +312,7 @@ def test_a_job_that_was_taken_away_is_a_lost_claim(host: Any, queue: Queue, hold
     host.path("running", "a").unlink()
     with pytest.raises(LostClaim):
         queue.finish(claim, "done", {"REASON": "ok"})
+    queue.close()
     assert os.listdir(queue.layout.staging) == []
 
 
@@ -657,7 +658,7 @@ def test_an_owner_record_is_used_again(host: Any, queue: Queue, holder: owner.Ho
         claim = queue.claim(holder)
         record = host.path("running", name).with_name(f"{name}.env.owner")
         inodes.add(record.stat().st_ino)
-        assert queue.owner_of(name)["OWNER_CLAIM"] == claim.id and record.stat().st_nlink == 1
+        assert queue.owner_of(name)["OWNER_CLAIM"] == claim.id and record.stat().st_nlink == 2
         queue.finish(claim, "done", {"REASON": "ok"})
     assert len(inodes) == 1
     queue.close()
