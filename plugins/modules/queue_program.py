@@ -33,6 +33,10 @@ options:
     description: The Python that runs it. Empty, the system's own C(/usr/bin/python3), or what Ansible uses where there is none.
     type: str
     default: ""
+  link:
+    description: A symbolic link to the program, such as one in a folder that most login shells have in PATH. A file of that name stays.
+    type: path
+    version_added: 0.2.0
 notes:
   - Run it as the batch user, who then owns the program.
 """
@@ -110,6 +114,27 @@ def version_of(module: AnsibleModule, path: str) -> str:
     return module.run_command([path, "--version"])[1].strip() or "sagequeue (unknown)"
 
 
+def linked(module: AnsibleModule, path: str, link: str, diff: dict[str, str]) -> bool:
+    """Make the link; return whether it was another, or none."""
+    before = os.readlink(link) if os.path.islink(link) else ""
+    if before == path:
+        return False
+    if not before and os.path.lexists(link):
+        module.fail_json(msg=f"{link} is there already, and is no link. Move it away, or set queue_runtime_link=false.")
+    diff["before"] += f"{link} -> {before}\n" if before else ""
+    diff["after"] += f"{link} -> {path}\n"
+    if not module.check_mode:
+        try:
+            # Not private: others' programs lie there, too.
+            os.umask(0o022)
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink(path, f"{link}.{os.getpid()}.new")
+            os.rename(f"{link}.{os.getpid()}.new", link)
+        except OSError as exc:
+            module.fail_json(msg=f"can't make the link {link}: {exc.strerror}")
+    return True
+
+
 def main() -> None:
     """Run the module."""
     os.umask(0o077)
@@ -117,6 +142,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "python": {"type": "str", "default": ""},
+            "link": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -144,6 +170,8 @@ def main() -> None:
             os.rename(temporary, path)
         except OSError as exc:
             module.fail_json(msg=f"can't write the program {path}: {exc.strerror}")
+    if module.params["link"]:
+        changed = linked(module, path, module.params["link"], diff) or changed
     module.exit_json(changed=changed, version=cli.__version__, diff=diff)
 
 

@@ -21,6 +21,8 @@ _RESERVED = 8 * 1024
 _LONGEST = 1000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+# What a job's file is called.
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.env\Z")
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 # A line of a list of jobs that needs no shell's quoting.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#\0]*)*\Z")

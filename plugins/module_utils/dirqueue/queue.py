@@ -223,14 +223,13 @@ class Queue:
         """Yield the names of the jobs in a state; closely: look at each file as why_refused does, too."""
         with os.scandir(self._listed(state)) as found:
             for number, entry in enumerate(found):
-                if state == "running" and entry.name.endswith(SUFFIX + owner.SUFFIX):
-                    continue
-                name = entry.name[: -len(SUFFIX)]
-                if not entry.name.endswith(SUFFIX) or not job.is_name(name):
-                    self.refused[f"{state}/{entry.name!r}"] = "not a job's name"
+                if not job.FILE.match(entry.name):
+                    if state != "running" or not entry.name.endswith(SUFFIX + owner.SUFFIX):
+                        self.refused[f"{state}/{entry.name!r}"] = "not a job's name"
                 elif not entry.is_file(follow_symlinks=False):
                     self.refused[f"{state}/{entry.name}"] = "not a regular file"
                 else:
+                    name = entry.name[: -len(SUFFIX)]
                     yield name
                     with contextlib.suppress(FileNotFoundError):
                         if closely and number < _CLOSELY and why_odd(entry.stat(follow_symlinks=False)):

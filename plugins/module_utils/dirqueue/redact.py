@@ -17,7 +17,7 @@ GONE = "[secret]"
 _SHORTEST = 4
 # A secret that nobody has named, by what stands before it.
 _NAMED = re.compile(
-    r"""(?i)((?:[\w-]*(?:password|passwd|passphrase|secret|token|api_?key|access_?key|private_?key|credential)\w*)["']?\s*[=:]\s*["']?|\bauthorization:\s*"""
+    r"""(?i)((?:password|passwd|passphrase|secret|token|api_?key|access_?key|private_?key|credential)\w*["']?\s*[=:]\s*["']?|\bauthorization:\s*"""
     r"""(?:\w+\s+)?|--(?:password|passwd|token|secret|api-key)(?:\s+|",\s*")|://[^\s/:@]+:(?=[^\s/@]*@))(?!\[)([^\s"'&,;@]{4,})"""
 )
 

@@ -26,6 +26,7 @@ def call(host: Any) -> Callable[..., dict[str, Any]]:
     def run(module: str, /, check: bool = False, **options: Any) -> dict[str, Any]:
         if module != "queue_program":
             options.setdefault("root", str(host.root))
+        options = {name: value for name, value in options.items() if value is not None}
         arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": str(host.base)}
         start = (
             "import sys\n"
@@ -274,6 +275,25 @@ def test_the_program_as_it_is_put_on_a_host(call: Any, host: Any) -> None:
         assert put()["changed"] and not put()["changed"]
     (path / "sagequeue").write_text("#!/bin/sh\necho older\n", encoding="utf-8")
     assert put()["diff"]["before"] == "older\n"
+
+
+def test_a_link_to_the_program(call: Any, host: Any) -> None:
+    path, link = host.base / "bin" / "sagequeue", host.base / "local" / "bin" / "sagequeue"
+
+    def put(check: bool = False) -> dict[str, Any]:
+        result: dict[str, Any] = call("queue_program", check, path=str(path), python=sys.executable, link=str(link))
+        return result
+
+    assert f"{link} -> {path}\n" in put(check=True)["diff"]["after"] and not link.parent.exists()
+    assert put()["changed"] and os.readlink(link) == str(path) and not put()["changed"]
+    assert (link.parent.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o755, 0o700)
+    link.unlink()
+    link.symlink_to("elsewhere")
+    changed = put()
+    assert f"{link} -> elsewhere" in changed["diff"]["before"] and os.readlink(link) == str(path)
+    link.unlink()
+    link.write_text("mine")
+    assert f"{link} is there already, and is no link" in put()["msg"] and link.read_text() == "mine"
 
 
 def test_logs(call: Any, host: Any) -> None:
