@@ -365,8 +365,8 @@ class CallbackModule(Default):
         if not {name for name, host in self._hosts.items() if host["status"] == "ok"} <= set(self._awaited):
             words.append(f"waiting for {', '.join(self._awaited)}")
         size = 20 if width >= 60 else 10
-        bar = "" if share is None else "[" + "#" * int(share * size) + "-" * (size - int(share * size)) + "] "
-        told = (bar + ", ".join(words)).rstrip()
+        drawn = "" if share is None else "[" + "#" * int(share * size) + "-" * (size - int(share * size)) + "] "
+        told = (drawn + ", ".join(words)).rstrip()
         # On a narrow terminal the task's name gives way.
         name, room = self._task, width - len(told) - 2
         if told and len(name) > room:

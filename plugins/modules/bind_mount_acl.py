@@ -7,6 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: bind_mount_acl
 short_description: Share folders between a user and a rootless container
+version_added: 0.1.0
 description:
   - Makes folders that a user and the user of a rootless Podman container both read and write, with everything below them.
   - Folders get the mode 2770, an ACL and a default ACL; files lose all rights for the world. Missing folders are made.

@@ -31,7 +31,7 @@ options:
     default: ~/sagequeue
   token_file:
     description: The file that holds the token. Without it, C(etc/jupyter.token) below O(root).
-    type: str
+    type: path
     default: ''
   port:
     description: The port on 127.0.0.1.
@@ -148,14 +148,14 @@ def main() -> None:
     """Run the module."""
     options = {
         "root": {"type": "path", "default": "~/sagequeue"},
-        "token_file": {"type": "str", "default": "", "no_log": False},
+        "token_file": {"type": "path", "default": "", "no_log": False},
         "port": {"type": "int", "default": 8888},
         "wait": {"type": "int", "default": 60},
         "open": {"type": "bool", "default": False},
     }
     module = AnsibleModule(argument_spec=options, supports_check_mode=True)
     port = module.params["port"]
-    path = os.path.expanduser(module.params["token_file"]) or os.path.join(root_of(module.params["root"]), "etc", "jupyter.token")
+    path = module.params["token_file"] or os.path.join(root_of(module.params["root"]), "etc", "jupyter.token")
     try:
         token = token_in(path)
         wait_for(port, token, path, module.params["wait"])

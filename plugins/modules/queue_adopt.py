@@ -120,6 +120,7 @@ msg:
 
 import glob
 import os
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -135,7 +136,7 @@ UNITS = ("sagequeue-recover.timer", "sagequeue-recover.service", "sagequeue@*.se
 
 def units(module: AnsibleModule) -> list[str]:
     """Return the units of the older scripts that run or are enabled."""
-    wants = os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "systemd", "user", "*.wants")
+    wants = os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.join(Path.home(), ".config"), "systemd", "user", "*.wants")
     found = {os.path.basename(path) for unit in UNITS for path in glob.glob(os.path.join(wants, unit))}
     systemctl = module.get_bin_path("systemctl")
     code, listed, why = (1, "", "systemctl is not installed")
@@ -180,11 +181,11 @@ def belong(source: str, values: dict[str, str]) -> bool:
 
 def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
     """Take over all that there is; return the module's result."""
-    check, source = module.check_mode, os.path.expanduser(module.params["source"])
+    check, source = module.check_mode, module.params["source"]
     if not source:
         raise QueueError("Name the folder of the older scripts: -e from=PATH")
     found = adopt.find(source)
-    values = adopt.environment(os.path.expanduser(module.params["env_file"]))
+    values = adopt.environment(module.params["env_file"])
     known = values.get("JOBSET") if values.get("JOBSET") in {older.name for older in found} else None
     stopped = units(module) if belong(source, values) else []
     wanted = adopt.definition(values, sum(unit.startswith("sagequeue@") for unit in stopped)) if known else None

@@ -21,7 +21,7 @@ extends_documentation_fragment:
 options:
   definition:
     description:
-      - The jobset's keys, without C(secrets): it is defined like that first, if it is not yet.
+      - The jobset's keys, without C(secrets). It is defined like that first, if it is not yet.
       - Needs a host where setup has been. Without it, the jobset must be defined.
     type: dict
   secrets:

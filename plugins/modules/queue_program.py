@@ -67,7 +67,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import dirqueue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import cli
 
-_START = "import sys\n\nfrom dirqueue.cli import main\n\nsys.exit(main(program=sys.argv[0]))\n"
+_START = "import sys\n\nfrom dirqueue.cli import main\n\nraise SystemExit(main(program=sys.argv[0]))\n"
 
 
 def packed(python: str) -> bytes:

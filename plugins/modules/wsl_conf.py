@@ -7,6 +7,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: wsl_conf
 short_description: Merge settings into wsl.conf or .wslconfig
+version_added: 0.1.0
 description:
   - Sets single keys in C(/etc/wsl.conf) or in the Windows user's C(.wslconfig), and leaves every other byte as it is.
   - Comments, unknown keys, sections that appear twice, CRLF line ends, byte order marks, UTF-16 and a missing newline at the end are kept.

@@ -150,9 +150,11 @@ def test_every_message_has_a_remedy() -> None:
 def test_messages_are_collected_from_all_kinds_of_code() -> None:
     found = messages()
     assert len(found) > 150
-    python = 'X = "gone {}"\nraise QueueError(f"no {a} there" + b if c else X.format(1))\nself._say(f"waiting for {d}")\nm.fail_json(msg="bad luck")\n'
+    python = 'X = "gone {}"\nraise QueueError(f"no {a} there" + b if c else X.format(1))\nself._say(f"waiting for {d}")\n'
+    python += 'm.fail_json(msg="bad luck")\n'
     assert in_python(python) == {f"no {GAP} there{GAP}", f"gone {GAP}", f"waiting for {GAP}", "bad luck"}
-    tasks = [{"block": [{"ansible.builtin.assert": {"that": "x", "fail_msg": "no {{ x }}"}}]}, {"ansible.builtin.fail": {"msg": "a {% if b %}c{% endif %}"}}]
+    tasks: list[Any] = [{"block": [{"ansible.builtin.assert": {"that": "x", "fail_msg": "no {{ x }}"}}]}]
+    tasks.append({"ansible.builtin.fail": {"msg": "a {% if b %}c{% endif %}"}})
     assert {one for text in in_yaml(tasks) for one in plain(text)} == {f"no {GAP}", f"a {GAP}c{GAP}"}
     assert plain("{{ 'User ' ~ x ~ ' is gone' if y else 'No Podman here' }}.") == {f"User {GAP} is gone.", "No Podman here."}
     assert in_shell('x || die "needs $a, and ${b[*]} is $(c --d "e")"') == {f"needs {GAP}, and {GAP} is {GAP}"}

@@ -153,7 +153,9 @@ class Systemd(Supervisor):
         """Write units. A changed one is read again, but no running worker is touched."""
         if not os.path.isdir(self.units) and not self.check:
             os.makedirs(self.units, mode=0o755)
-        if any([self.write(os.path.join(self.units, unit), text, 0o644) for unit, text in texts.items()]) and not self.check:
+        # All of them, and not only up to the first that has changed.
+        changed = [self.write(os.path.join(self.units, unit), text, 0o644) for unit, text in texts.items()]
+        if any(changed) and not self.check:
             self._systemctl("daemon-reload")
 
     def define(self, jobsets: list[Jobset]) -> None:
@@ -217,7 +219,8 @@ class Systemd(Supervisor):
 
     def gone(self) -> None:
         shared = ("sagequeue-worker@.service", "sagequeue-recover@.service", "sagequeue.slice")
-        if any([self.remove(os.path.join(self.units, unit)) for unit in shared]) and not self.check:
+        removed = [self.remove(os.path.join(self.units, unit)) for unit in shared]
+        if any(removed) and not self.check:
             self._systemctl("daemon-reload")
 
     def status(self, jobsets: list[Jobset]) -> list[str]:

@@ -315,7 +315,8 @@ def _kind(name: str) -> Optional[tuple[int, str, int]]:
 class _Member(tarfile.TarInfo):
     """A member that is a plain file. Headers of other kinds are refused before they are followed."""
 
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+    # There the argument has the name of the module.
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:  # pylint: disable=arguments-renamed
         long_name = self.type == tarfile.GNUTYPE_LONGNAME and self.size <= 1000
         if not long_name and self.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
             kinds = {tarfile.SYMTYPE: "a link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "a folder", tarfile.FIFOTYPE: "a FIFO"}

@@ -17,7 +17,7 @@ import subprocess
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable
+from typing import IO, Any, Callable, cast
 
 from . import __version__, jobset, owner, progress, wsl
 from .errors import QueueError, explain
@@ -138,9 +138,8 @@ class Diag:
             return None, "(not on this host)"
         except OSError as exc:
             return None, f"(can't be run: {exc.strerror})"
-        assert process.stdout
         data, left_out, until = b"", 0, time.monotonic() + _SECONDS
-        with process.stdout as output:
+        with cast(IO[bytes], process.stdout) as output:
             while select.select([output], [], [], max(0, until - time.monotonic()))[0]:
                 piece = os.read(output.fileno(), 1 << 16)
                 if not piece:

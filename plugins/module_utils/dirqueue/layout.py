@@ -142,7 +142,7 @@ def mount_of(path: str, mountinfo: str = "/proc/self/mountinfo") -> tuple[str, s
     found = ("/", "", "")
     with open(mountinfo, encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
-            left, _, right = line.partition(" - ")
+            left, _dash, right = line.partition(" - ")
             point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal.group(1), 8)), left.split()[4])
             kind, _source, options = right.split(" ", 2)
             inside = path == point or path.startswith(point.rstrip("/") + "/")

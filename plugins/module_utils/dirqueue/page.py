@@ -445,7 +445,7 @@ def overview(report: Report, running: list[tuple[str, str, float]]) -> str:
         whole.append(_rect(x, 100 * count / total, state, f"{count} {state}"))
         x += 100 * count / total
     label = "Jobs: " + ", ".join(f"{count} {state}" for state, count in states)
-    bar = _tag("svg", *whole, class_="whole", role="img", aria_label=label) if total else ""
+    drawn = _tag("svg", *whole, class_="whole", role="img", aria_label=label) if total else ""
     said = ["There are no jobs." if not total else f"{counts['done']:,} of {total:,} jobs are done."]
     if gate["solved"]:
         said.append(f"It is solved by {gate['solved_by']}: {report.plain(gate['text'])}. The witness is in {report.plain(gate['log'])}.")
@@ -454,7 +454,7 @@ def overview(report: Report, running: list[tuple[str, str, float]]) -> str:
     if counts["failed"]:
         said.append(f"To try the failed ones again: ansible-playbook playbooks/retry_failed.yml -e jobset={report.jobset.name}")
     said += [f"Refused: {report.plain(entry)}: {report.plain(reason)}." for entry, reason in list(found["refused"].items())[:10]]
-    parts = [_tag("p", escape(text)) for text in said] + [bar, legend(state for state, _count in states) if states else ""]
+    parts = [_tag("p", escape(text)) for text in said] + [drawn, legend(state for state, _count in states) if states else ""]
     parts.append(_tag("dl", *(_tag("div", _tag("dt", escape(name)), _tag("dd", escape(text))) for name, text in cards), class_="cards"))
     if found["running"]:
         rows = [
@@ -499,7 +499,7 @@ def page(report: Report) -> str:
     body = [_tag("section", _tag("h2", title, id=ids[title]), inner, aria_labelledby=ids[title]) for title, inner in sections.items()]
     notes = [report.left_out] if report.left_out else []
     notes += [f"{report.unreadable} lines of the history could not be read, and are left out."] if report.unreadable else []
-    notes += ["All times are UTC. “Put back” are attempts that count for nothing: the worker was stopped, or the gate was closed."]
+    notes += ['All times are UTC. "Put back" are attempts that count for nothing: the worker was stopped, or the gate was closed.']
     size = {"width": "6", "height": "6"}
     patterns = [
         _tag(

@@ -235,7 +235,7 @@ def memory(kib: int) -> str:
     return f"{kib / 1048576:.1f} GiB" if kib >= 1048576 else f"{kib / 1024:.0f} MiB"
 
 
-def bar(counts: dict[str, int], width: int = 30) -> str:
+def bar_of(counts: dict[str, int], width: int = 30) -> str:
     """Return a bar of the finished part."""
     return _bar(counts["done"] + counts["failed"], sum(counts.values()), width)
 
@@ -263,7 +263,7 @@ def line(found: dict[str, Any]) -> str:
     """Return a jobset's progress in one line."""
     counts = found["counts"]
     total = sum(counts.values())
-    text = f"{found['jobset']} {bar(counts)} {counts['done']}/{total} done"
+    text = f"{found['jobset']} {bar_of(counts)} {counts['done']}/{total} done"
     text += "".join(f", {counts[state]} {state}" for state in ("failed", "running", "pending") if counts[state])
     text += f" ({found['held']} held)" if found["held"] else ""
     orphans = sum(1 for job in found["running"] if not job["alive"])

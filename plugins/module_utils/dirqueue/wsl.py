@@ -24,7 +24,7 @@ _OPENERS = (
 def _said(*argv: str) -> str:
     """Return the first line that a program says, empty where it can't be run or fails."""
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS)
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace").strip().partition("\n")[0].strip() if done.returncode == 0 else ""
@@ -54,7 +54,8 @@ def open_address(address: str) -> str:
         try:
             # cmd.exe complains of a folder that Windows has no letter for.
             where = "/mnt/c" if os.path.isdir("/mnt/c") else "/"
-            done = subprocess.run([*words, address], stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, cwd=where)
+            call = [*words, address]
+            done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SECONDS, cwd=where, check=False)
         except FileNotFoundError:
             continue
         except (OSError, subprocess.SubprocessError) as exc:

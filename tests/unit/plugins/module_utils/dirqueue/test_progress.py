@@ -52,7 +52,7 @@ def test_history_is_read_from_its_end_once_per_claim(host: Any) -> None:
     [((0, 0, 0, 0), "-" * 10), ((3, 0, 0, 0), "-" * 10), ((1, 0, 1, 0), "#" * 5 + "-" * 5), ((0, 0, 1, 1), "#" * 10)],
 )
 def test_the_bar(counts: tuple[int, ...], shown: str) -> None:
-    assert progress.bar(dict(zip(("pending", "running", "done", "failed"), counts)), 10) == f"[{shown}]"
+    assert progress.bar_of(dict(zip(("pending", "running", "done", "failed"), counts)), 10) == f"[{shown}]"
 
 
 @pytest.mark.parametrize(
