@@ -25,6 +25,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import ba
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.rebuild import Rebuild
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
@@ -52,7 +53,7 @@ class World:
         self.host = host
         self.jobset = host.define(stride=4, recoveries=50)
         self.layout = Layout(str(host.root), "t")
-        self.folders = [*self.layout.folders(), str(host.work)]
+        self.folders = [os.path.dirname(self.layout.base), *self.layout.folders(), str(host.work)]
         self.live: Claim | None = None
         self.holder: owner.Holder | None = None
 
@@ -279,7 +280,53 @@ def _restored(world: World, acknowledged: bool) -> bool:
     return right and not (acknowledged and changed) and world.host.states("u") == {"u1": "running", "u2": "pending", "u3": "pending"}
 
 
+def _rebuild(world_root: str, jobset_: jobset.Jobset) -> Rebuild:
+    found = Rebuild(world_root, [], "", "")
+    # Its own jobs run as processes, which need no image.
+    found.jobsets = {"t": jobset_}
+    return found
+
+
+def _rebuild_whole(queue: Queue, _began: Any) -> None:
+    """What the module's calls do one after another, each with no more than what is on disk."""
+    _rebuild(queue.layout.root, queue.jobset).begin({"t"})
+    _rebuild(queue.layout.root, queue.jobset).retry()
+    _rebuild(queue.layout.root, queue.jobset).end()
+
+
+def _blaming(world: World) -> None:
+    """A job has failed because the image lacks something."""
+    claim = job.parse(world.host.path("failed", "bad").read_bytes())["CLAIM"]
+    text = f"[x] attempt 3 of bad, worker dead, claim {claim}\nModuleNotFoundError: No module named 'pycryptosat'\n"
+    Path(world.layout.log, "bad.log").write_text(text, encoding="utf-8")
+
+
+def _blaming_and_closed(world: World) -> None:
+    _blaming(world)
+    Path(world.jobset.gate).write_text(GATE, encoding="utf-8")
+
+
+def _as_it_was(gate: str | None) -> Callable[[World, bool], bool]:
+    def holds(world: World, acknowledged: bool) -> bool:
+        """Run again, a rebuild that was killed leaves the gate as it was before the first."""
+        right = not acknowledged or _gate_text(world) == gate
+        right = right and (_gate_text(world) in (None, GATE) or Rebuild(world.layout.root, [], "", "").begun)
+        with Queue(world.layout, world.jobset) as queue:
+            _rebuild_whole(queue, None)
+        left = [entry for entry in os.listdir(os.path.join(world.layout.root, "var")) if entry.startswith("rebuild")]
+        return right and _gate_text(world) == gate and not left and world.host.states()["bad"] == "pending"
+
+    return holds
+
+
 OPERATIONS: dict[str, Operation] = {
+    "rebuild": Operation(run=_rebuild_whole, prepare=_blaming, after={"bad": {"pending": ODD}}, holds=_as_it_was(None)),
+    "rebuild with a closed gate": Operation(
+        run=_rebuild_whole,
+        prepare=_blaming_and_closed,
+        after={"bad": {"pending": ODD}},
+        holds=_as_it_was(GATE),
+    ),
     "backup": Operation(
         run=lambda queue, _began: backup.backup(queue, os.path.join(queue.layout.root, "backup", "t.tar.gz")),
         prepare=lambda world: shutil.rmtree(os.path.join(world.layout.root, "backup"), ignore_errors=True),

@@ -58,6 +58,7 @@ def test_bad_offsets_enqueue_nothing(house: Any) -> None:
 def test_enqueue_runs_the_jobs(house: Any) -> None:
     predicted = house.play("enqueue", "--check", jobset="quick")
     assert predicted.rc == 0, predicted.failures
+    assert "4 would be enqueued" in predicted.said() and "none would be left alone" in predicted.said()
     assert house.jobs("pending") == []
     result = house.play("enqueue", jobset="quick")
     assert result.rc == 0, result.failures
@@ -104,6 +105,8 @@ def test_progress_status_logs_journal_and_diag_tell(house: Any) -> None:
     with tarfile.open(archive) as tar:
         inside = {name.partition("/")[2] for name in tar.getnames()}
     assert {"README.txt", "controller.txt", "host/uname.txt", "units/files/log/quick-1.log", "queues/other/queue.txt"} <= inside
+    rebuilt = house.play("rebuild_image")
+    assert rebuilt.rc != 0 and "no jobset of this host runs its jobs in the image" in rebuilt.failures[-1]
     jupyter = house.play("jupyter_url")
     assert jupyter.rc != 0 and "Jupyter does not run here" in jupyter.failures[0]
 
@@ -177,7 +180,7 @@ def test_a_stop_gives_jobs_back_and_a_start_goes_on(house: Any) -> None:
     (house.work / "hold").touch()
     house.play("enqueue", jobset="quick", force=True)
     house.wait("running", 2)
-    assert house.play("stop", "--check", jobset="quick").rc == 0
+    assert "its workers would stop; jobs that run would be pending again" in house.play("stop", "--check", jobset="quick").said()
     assert len(house.jobs("running")) == 2
     assert house.play("stop", jobset="quick").changed
     assert house.play("stop", jobset="quick").changed == []

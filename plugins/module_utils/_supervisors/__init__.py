@@ -77,6 +77,10 @@ class Supervisor:
         """Remove what prepare has made."""
         raise NotImplementedError
 
+    def running(self, jobsets: list[Jobset]) -> list[str]:
+        """Return the names of those jobsets whose workers run."""
+        raise NotImplementedError
+
     def status(self, jobsets: list[Jobset]) -> list[str]:
         """Return lines for people: whether each jobset comes back with the host, and its workers with their states."""
         raise NotImplementedError

@@ -259,6 +259,10 @@ class Supervisord(Supervisor):
             elif os.path.isfile(path):
                 self.remove(path)
 
+    def running(self, jobsets: list[Jobset]) -> list[str]:
+        states = self._states([jobset for jobset in jobsets if jobset in self.jobsets])
+        return sorted({name.rpartition("-")[0] for name, info in states.items() if info["statename"] in _RUNNING} - {""})
+
     def status(self, jobsets: list[Jobset]) -> list[str]:
         enabled = [f"{jobset.name}: with supervisord {'enabled' if self._enabled(jobset) else 'disabled'}" for jobset in jobsets]
         return enabled + [f"{name:32} {info['statename']:9} {info['description']}" for name, info in self._states(jobsets).items()]

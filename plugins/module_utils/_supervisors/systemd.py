@@ -223,6 +223,9 @@ class Systemd(Supervisor):
         if any(removed) and not self.check:
             self._systemctl("daemon-reload")
 
+    def running(self, jobsets: list[Jobset]) -> list[str]:
+        return self._active([jobset for jobset in jobsets if jobset in self.jobsets])[1]
+
     def status(self, jobsets: list[Jobset]) -> list[str]:
         listed = self._systemctl("list-units", "--all", "--plain", "--no-legend", "--full", "sagequeue-*")
         ours = [pattern for jobset in jobsets for pattern in (_unit(f"{jobset.name}-*"), _timer(jobset))]

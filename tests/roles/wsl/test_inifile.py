@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils._inifile import IniError, Kept, Setting, merge
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SYSTEMD = Setting("boot", "systemd", "true")
 SHARE = Setting("boot", "command", "mount --make-rshared /", "keep")
@@ -25,6 +29,11 @@ TIMEOUT = Setting("boot", "initTimeout", "60000", "at_least")
         (b"[boot]\nsystemd=false\n[boot]\nsystemd=\n", b"[boot]\nsystemd=true\n[boot]\nsystemd=true\n"),
         (b"# systemd=true\n[wsl]\nsystemd=false\n", b"# systemd=true\n[wsl]\nsystemd=false\n\n[boot]\nsystemd=true\n"),
         (b'[boot]\ncommand = "a # b; c" # d\n', b'[boot]\ncommand = "a # b; c" # d\nsystemd=true\n'),
+        (b"; systemd=true\n[boot]\n;systemd=true\n", b"; systemd=true\n[boot]\nsystemd=true\n;systemd=true\n"),
+        (b"[boot]\nsystemd=false\nsystemd=false\n", b"[boot]\nsystemd=true\nsystemd=true\n"),
+        (b"\xef\xbb\xbf[boot]\r\nsystemd=0", b"\xef\xbb\xbf[boot]\r\nsystemd=true"),
+        (b"[boot] # here\nno sense\n\tSystemd\t=\tfalse\t# why\n", b"[boot] # here\nno sense\n\tSystemd\t=\ttrue\t# why\n"),
+        (b"\n\n[boot]\n\n\n[user]\n", b"\n\n[boot]\nsystemd=true\n\n\n[user]\n"),
         (b"a\r\n[boot]\nx=1\n", b"a\r\n[boot]\nx=1\nsystemd=true\r\n"),
     ],
 )
@@ -60,3 +69,47 @@ def test_a_new_file_for_windows_has_its_line_ends():
 def test_what_is_no_text_is_refused():
     with pytest.raises(IniError, match="NUL"):
         merge(b"[boot]\0", [SYSTEMD])
+
+
+# What files in the wild are made of.
+LINES = [
+    *("", "  ", "# J\u00f6rg's", "; old", "[boot]", "[ Boot ]", "[boot] # here", "[wsl2]", "[user]", "memory = 8GB", "no sense"),
+    *("systemd=false", "  SystemD = TRUE # why", "systemd=", "# systemd=true", "initTimeout=10000", 'initTimeout="90000"', "=3", "["),
+    *("]", "x=a=b # c"),
+]
+
+
+def read(text, section, key):
+    """The values of a key, read in the simplest way."""
+    found, inside = [], False
+    for line in text.splitlines():
+        bare = line.split("#")[0].strip()
+        if bare.startswith("[") and "]" in bare:
+            inside = bare[1 : bare.index("]")].strip().lower() == section
+        elif inside and not bare.startswith(";") and bare.partition("=")[0].strip().lower() == key and "=" in bare:
+            found.append(bare.partition("=")[2].strip().strip('"').lower())
+    return found
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(LINES), st.sampled_from(["\n", "\r\n"])), max_size=12),
+    st.booleans(),
+    st.sampled_from([(b"", "utf-8"), (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")]),
+)
+def test_any_file_keeps_every_other_line(lines, whole, mark):
+    text = "".join(line + end for line, end in lines)
+    text = text if whole else text.rstrip("\r\n")
+    bom, codec = mark
+    after, _kept = merge(bom + text.encode(codec), [SYSTEMD, TIMEOUT])
+    assert after.startswith(bom)
+    then = after[len(bom):].decode(codec)
+    assert set(read(then, "boot", "systemd")) == {"true"}
+    assert all(int(value) >= 60000 for value in read(then, "boot", "inittimeout")) and read(then, "boot", "inittimeout")
+    # In their old order, and each as it was, but for the values that were set.
+    left = iter(then.splitlines(keepends=True))
+    for line in text.splitlines(keepends=True):
+        ours = line.strip().lower().startswith(("systemd", "inittimeout"))
+        same = [line, line + "\n", line + "\r\n"]
+        assert any(there in same or (ours and there.split("=")[0] == line.split("=")[0]) for there in left), line
+    assert merge(after, [SYSTEMD, TIMEOUT])[0] == after
