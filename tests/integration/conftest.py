@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +132,9 @@ class House:
         return {line.split()[0]: line.split()[1] for line in lines}
 
 
-@pytest.fixture(scope="session")
-def empty() -> Any:
-    """A house that setup has not seen. In /tmp: the path of a socket must be short."""
+@contextlib.contextmanager
+def _built() -> Iterator[House]:
+    # In /tmp: the path of a socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="sagequeue-", dir="/tmp"))
     yield House(folder)
     pid = folder / "q" / "run" / "supervisord.pid"
@@ -142,3 +144,17 @@ def empty() -> Any:
         while pid.exists() and time.monotonic() < end:
             time.sleep(0.1)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def empty() -> Iterator[House]:
+    """A house that setup has not seen, for tests that build on each other."""
+    with _built() as house:
+        yield house
+
+
+@pytest.fixture
+def new_house() -> Iterator[House]:
+    """A house that setup has not seen, for one test."""
+    with _built() as house:
+        yield house

@@ -1,0 +1,100 @@
+# MIT licence, see LICENSE.
+"""The collection as it is shipped: the same bytes from the same files, nothing needless in it, at work from an empty folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(*words: str, **options: Any) -> str:
+    """Run a command; return what it said."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
+    assert not done.returncode, f"{words}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The collection, built from this checkout."""
+    folder = tmp_path_factory.mktemp("built")
+    run(sys.executable, "tools/build", str(folder), cwd=REPOSITORY)
+    (built,) = folder.iterdir()
+    return built
+
+
+def test_the_same_files_give_the_same_bytes(archive: Path, tmp_path: Path) -> None:
+    """In another folder, made in another order, at another time, by a user with another umask."""
+    other = tmp_path / "elsewhere"
+    names = run("git", "ls-files", "-z", cwd=REPOSITORY).split("\0")
+    old = os.umask(0o077)
+    try:
+        for name in sorted((name for name in names if (REPOSITORY / name).exists() and name), reverse=True):
+            copy = other / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if (REPOSITORY / name).is_symlink():
+                copy.symlink_to(os.readlink(REPOSITORY / name))
+                continue
+            copy.write_bytes((REPOSITORY / name).read_bytes())
+            copy.chmod(0o700 if (REPOSITORY / name).stat().st_mode & 0o100 else 0o600)
+            os.utime(copy, (1, time.time() - 1000))
+    finally:
+        os.umask(old)
+    (other / "left.by.an.editor~").touch()
+    run("git", "init", "--quiet", cwd=other)
+    run("git", "add", "--", ".", ":!left*", cwd=other)
+    (tmp_path / "again").mkdir()
+    # Another file system lists them in another order.
+    scratch = {"TMPDIR": "/dev/shm"} if os.path.isdir("/dev/shm") else {}
+    run(sys.executable, "tools/build", str(tmp_path / "again"), cwd=other, env={**os.environ, **scratch})
+    assert (tmp_path / "again" / archive.name).read_bytes() == archive.read_bytes()
+
+
+def test_nothing_needless_is_in_it(archive: Path) -> None:
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    top = {name.split("/")[0] for name in names}
+    files = {"MANIFEST.json", "FILES.json", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "requirements.yml"}
+    assert top == files | {"LICENSES", "changelogs", "docs", "files", "inventories", "meta", "playbooks", "plugins", "roles"}
+    assert {name for name in names if name.startswith("changelogs")} == {"changelogs", "changelogs/changelog.yaml"}
+    assert [name for name in names if name.startswith("docs/") and "." in name and not name.endswith((".md", ".svg"))] == []
+    assert [name for name in names if "/." in name or "__pycache__" in name or "collections" in name] == []
+
+
+def test_it_installs_offline_and_works_from_an_empty_folder(archive: Path, tmp_path: Path, new_house: Any) -> None:
+    collections, nowhere = tmp_path / "collections", tmp_path / "nowhere"
+    nowhere.mkdir()
+    environment = {**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(collections), "ANSIBLE_STDOUT_CALLBACK": "sagequeue.batch.operator"}
+    # What it depends on is not loaded either: it is among what comes with Ansible, or beside it.
+    run(
+        "ansible-galaxy",
+        "collection",
+        "install",
+        "--offline",
+        "--no-deps",
+        "-p",
+        str(collections),
+        str(archive),
+        cwd=nowhere,
+        env=environment,
+    )
+    run("ansible-galaxy", "collection", "verify", "--offline", "sagequeue.batch", cwd=nowhere, env=environment)
+
+    def play(name: str, *options: str) -> str:
+        words = ["ansible-playbook", f"sagequeue.batch.{name}", "-i", str(new_house.folder / "inventory"), *options]
+        return run(*words, cwd=nowhere, env=environment)
+
+    assert "is a batch host" in play("setup", "-e", "jobset=quick")
+    assert "4 enqueued" in play("enqueue", "-e", "jobset=quick")
+    assert "all 4 jobs are done" in play("progress", "-e", "jobset=quick", "-e", "follow=true")
+    assert "is taken down" in play("teardown")
+    assert list(nowhere.iterdir()) == []
