@@ -70,6 +70,7 @@ def test_the_first_jobset_and_what_to_do_when() -> None:
 
 
 @host
+@long
 def test_own_notebook() -> None:
     with clean("", sage=True) as machines:
         assert follow(Guide(GUIDES / "own-notebook.md"), machines) == []
