@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from ansible.module_utils.basic import AnsibleModule
 
+from . import _host, _supervisors
 from .dirqueue import jobset
 from .dirqueue.errors import QueueError, explain
 from .dirqueue.layout import Layout
@@ -69,6 +70,8 @@ def run(
         definition = jobset.load(root, module.params["jobset"])
         with Queue(Layout(root, definition.name), definition) as queue:
             result = call(module, queue)
+            if result["changed"] and not module.check_mode and definition.supervisor in jobset.ENGINES:
+                _wake(module, root, definition)
             if "counts" not in result:
                 result["counts"] = queue.counts()
         if differences:
@@ -77,6 +80,14 @@ def run(
     except (QueueError, OSError, MemoryError) as exc:
         module.fail_json(msg=explain(exc, root))
     module.exit_json(**result)
+
+
+def _wake(module: AnsibleModule, root: str, definition: jobset.Jobset) -> None:
+    """Have workers for jobs that are pending now: an engine's leave when there are none."""
+    try:
+        _supervisors.wake(_host.of(root), definition)
+    except QueueError as exc:
+        module.warn(f"{exc}; when that is mended, start.yml has workers come for the jobs that are pending")
 
 
 def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:

@@ -65,6 +65,9 @@ class Supervisor:
         """Start all workers that do not run."""
         raise NotImplementedError
 
+    def wake(self, jobsets: list[Jobset]) -> None:
+        """Have workers for jobs that are pending now, where workers leave when there are none, and the jobset is started."""
+
     def stop(self, jobsets: list[Jobset]) -> None:
         """Stop all workers, all at the same time; return when they have stopped."""
         raise NotImplementedError
@@ -145,10 +148,12 @@ def make(name: str, host: Host, jobsets: list[Jobset], check: bool) -> Superviso
     Raises:
         QueueError: there is none of this name.
     """
+    from .htcondor import Htcondor
+    from .slurm import Slurm
     from .supervisord import Supervisord
     from .systemd import Systemd
 
-    known: dict[str, type[Supervisor]] = {"systemd": Systemd, "supervisord": Supervisord}
+    known: dict[str, type[Supervisor]] = {"systemd": Systemd, "supervisord": Supervisord, "slurm": Slurm, "htcondor": Htcondor}
     if name not in known:
         raise QueueError(f"there is no supervisor {name}; there are {', '.join(known)}")
     return known[name](host, [jobset for jobset in jobsets if jobset.supervisor == name], check)
@@ -160,4 +165,11 @@ def start(host: Host, jobset: Jobset, check: bool) -> list[dict[str, str]]:
     supervisor.define([jobset])
     supervisor.enable([jobset], True)
     supervisor.start([jobset])
+    return supervisor.diff
+
+
+def wake(host: Host, jobset: Jobset) -> list[dict[str, str]]:
+    """Have workers for jobs that have become pending; return the differences."""
+    supervisor = make(jobset.supervisor, host, [jobset], False)
+    supervisor.wake([jobset])
     return supervisor.diff

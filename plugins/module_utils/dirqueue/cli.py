@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Optional
 
-from . import __version__, hooks, jobset, listing, progress
+from . import __version__, engine, hooks, jobset, listing, progress
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
@@ -51,7 +51,15 @@ def _worker(options: argparse.Namespace) -> int:
     name, dash, number = options.instance.rpartition("-")
     if not dash or not number.isdecimal():
         raise QueueError(f"{options.instance!r} is not JOBSET-NUMBER")
-    Worker(options.root, name, number, _say, options.program, options.until_idle).run()
+    worker = Worker(options.root, name, number, _say, options.program, options.until_idle)
+    end = worker.run()
+    if worker.engine and end == "replaced":
+        # No one else would start the new one.
+        os.execv(options.program, [options.program, "worker", options.instance])
+    if worker.engine and end == "signal":
+        # As it is now: fewer workers may be wanted, and that be why.
+        wanted = jobset.load(options.root, name).workers
+        _say(engine.come_again(worker.layout, worker.engine, int(number), wanted) or "stopped by the operator")
     return 0
 
 

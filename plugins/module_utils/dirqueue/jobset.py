@@ -19,7 +19,8 @@ from .job import check_name, is_name, own_values
 from .layout import Layout, open_own, sync_folder
 
 RUNNERS = ("podman_exec", "podman_run", "process")
-SUPERVISORS = ("systemd", "supervisord")
+SUPERVISORS = ("systemd", "supervisord", "slurm", "htcondor")
+ENGINES = ("slurm", "htcondor")
 
 
 class Key(NamedTuple):
@@ -63,6 +64,17 @@ KEYS: dict[str, Key] = {
     "on_failed": Key("words", [], "the same for when a job has failed"),
     "hook_limit": Key("seconds", 30, "seconds that such a call may take"),
     "enabled": Key("flag", False, "whether setup starts the workers"),
+    "idle": Key("seconds", 60, "under an engine: seconds without a job after which a worker leaves"),
+    "lease": Key("seconds", 120, "under an engine: seconds after which a worker that can't reach the queue ends its job and itself"),
+    "time_limit": Key("count", 0, "under slurm: seconds after which a worker puts its job back and is started anew; 0: never asked for"),
+    "memory": Key("bytes", 0, "under an engine: memory of a worker with its job; 0: the engine's default"),
+    "disk": Key("bytes", 0, "under an engine: scratch disk of a worker with its job; 0: the engine's default"),
+    "cpus": Key("positive", 1, "under an engine: processors of a worker with its job"),
+    "gpus": Key("count", 0, "under an engine: GPUs of a worker with its job"),
+    "account": Key("text", "", "under an engine: the account, or accounting group, that pays"),
+    "partition": Key("text", "", "under slurm: the partition"),
+    "qos": Key("text", "", "under slurm: the quality of service"),
+    "engine_options": Key("options", {}, "under an engine: further options of sbatch, or commands of condor_submit"),
 }
 # What a host may say for all its jobsets, and what holds where it says nothing.
 _HOST = {"home": "~", "runner": "process", "supervisor": "systemd", "sage_command": ["sage"], "image": ""}
@@ -79,6 +91,7 @@ PODMAN_OBEYS = re.compile(
 _WORKERS_OWN = re.compile(r"(JOB|SAGEQUEUE)_")
 # An option in args whose value state_file may name: --rank 3, --rank=3.
 _OPTION = re.compile(r"--([a-z][a-z0-9_-]*)(?:=(.*))?\Z", re.DOTALL)
+_OPTION_NAME = re.compile(r"[A-Za-z+][A-Za-z0-9_.+-]{0,99}\Z")
 _ADDRESS = re.compile(r"(https?)://[^/\s]+|(mailto):[A-Za-z0-9_][A-Za-z0-9_.+=-]*(@[A-Za-z0-9.-]+)?\Z")
 _PODMAN_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}\Z")
 
@@ -139,6 +152,17 @@ class Jobset:
     on_done: list[str]
     on_failed: list[str]
     hook_limit: float
+    idle: float
+    lease: float
+    time_limit: int
+    memory: int
+    disk: int
+    cpus: int
+    gpus: int
+    account: str
+    partition: str
+    qos: str
+    engine_options: dict[str, str]
     enabled: bool
 
     def __init__(self, name: str, definition: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
@@ -209,6 +233,12 @@ class Jobset:
             if not isinstance(words, list) or any("\0" in str(word) for word in words):
                 raise QueueError(f"{where} is {value!r}; it must be a list of words or one line")
             return [str(word) for word in words]
+        if check == "options":
+            # A line each of what is submitted.
+            pairs = value.items() if isinstance(value, dict) else [("", None)]
+            if not all(_OPTION_NAME.match(str(name)) and not re.search(r"[\0\r\n]", str(text)) for name, text in pairs):
+                raise QueueError(f"{where} is {value!r}; it must be a mapping of options' names, without --, to values of one line")
+            return {str(name): str(text) for name, text in pairs}
         if check in ("mapping", "secrets"):
             if not isinstance(value, dict):
                 # No message may show what could be a secret.
@@ -249,6 +279,8 @@ class Jobset:
                 raise QueueError(f"jobset {self.name}: {key} is no address; one is a word, https://HOST/PATH or mailto:NAME@HOST")
             if words and not words[0]:
                 raise QueueError(f"jobset {self.name}: {key} names no program")
+        if self.lease < 10:
+            raise QueueError(f"jobset {self.name}: lease is {self.lease:g}; it must be at least 10 s")
         if not self.hook_limit:
             raise QueueError(f"jobset {self.name}: hook_limit is 0; it must be some seconds")
         if self.runner == "podman_run" and not self.image:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Callable
 
-from . import job
+from . import engine, job
 from .errors import MalformedJob
 from .layout import why_odd
 
@@ -93,9 +93,11 @@ class Holder:
     Args:
         folder: the jobset's run/workers.
         label: who it is, for people (rook_r3-1, recover, ...).
+        lease: seconds for which others must believe that it lives, see fence.py; 0: what its lock says is enough.
+        started_by: what the engine that has started it calls it.
     """
 
-    def __init__(self, folder: str, label: str) -> None:
+    def __init__(self, folder: str, label: str, lease: float = 0, started_by: str = "") -> None:
         self.label = label
         while True:
             self.lock = f"{label}.{os.urandom(8).hex()}{_LOCK_SUFFIX}"
@@ -117,6 +119,7 @@ class Holder:
             "OWNER_BOOT": boot_id(),
             "OWNER_WORKER_ID": label,
             "OWNER_LOCK": self.lock,
+            **({"OWNER_LEASE": f"{lease:g}", "OWNER_ENGINE": started_by} if lease else {}),
         }
         self._record = job.render(record)
 
@@ -128,6 +131,11 @@ class Holder:
         """Leave a line in the lock's file, in place of the one before, for whoever reads the records."""
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text.encode(), 0)
+
+    def touch(self) -> None:
+        """Renew the lease: give the lock's file the file server's time."""
+        os.utime(self._fd)
+        os.fsync(self._fd)
 
     def release(self) -> None:
         """Stop being a holder; only when no record names this holder any more."""
@@ -201,7 +209,8 @@ def why_dead(record: dict[str, str], folder: str) -> str:
     if not _LOCK.match(lock) or "OWNER_CLAIM" not in record:
         return "the owner record is incomplete"
     why = ""
-    if (record.get("OWNER_HOST"), record.get("OWNER_MACHINE")) == (socket.gethostname(), machine_id()):
+    here = (record.get("OWNER_HOST"), record.get("OWNER_MACHINE")) == (socket.gethostname(), machine_id())
+    if here:
         if record.get("OWNER_BOOT") != boot_id():
             return "the host has started anew since"
         if record.get("OWNER_PIDNS") == pid_namespace():
@@ -213,7 +222,39 @@ def why_dead(record: dict[str, str], folder: str) -> str:
     # Whoever was killed while it started a job leaves a child that is about to run it. Until its execve(2) that child can't
     # be told by what it carries, so nobody could end it; but for as long it has the lock, too.
     with _free_lock(os.path.join(folder, lock), gone=why != "") as free:
-        return (why or "its lock is free") if free else ""
+        if not free or why or "OWNER_LEASE" not in record or here:
+            return (why or "its lock is free") if free else ""
+        silent = _silent(folder, lock)
+    # Its host may be cut off, and not know yet that it has lost its lock.
+    if silent < believed(float(record["OWNER_LEASE"])) or engine.runs(record.get("OWNER_ENGINE", "")):
+        return ""
+    return f"nothing was heard of {record.get('OWNER_HOST')} for {min(silent, 86400):.0f} s, and its lock is free"
+
+
+def believed(lease: float) -> float:
+    """Return after how many seconds of silence a worker with such a lease is dead: it ends itself after the lease, which takes a while."""
+    return lease * 1.25 + 15
+
+
+def _silent(folder: str, lock: str) -> float:
+    """Return for how many seconds a holder has not renewed its lease, by the clock of whoever keeps the files."""
+    path = os.path.join(folder, f".clock.{os.urandom(8).hex()}")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.utime(fd)
+        now = os.fstat(fd).st_mtime
+    finally:
+        os.close(fd)
+        os.unlink(path)
+    try:
+        # To open it is to ask for its time anew.
+        fd = os.open(os.path.join(folder, lock), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return float("inf")
+    try:
+        return now - os.fstat(fd).st_mtime
+    finally:
+        os.close(fd)
 
 
 def living(folder: str) -> list[str]:

@@ -224,7 +224,8 @@ class Queue:
         with os.scandir(self._listed(state)) as found:
             for number, entry in enumerate(found):
                 if not job.FILE.match(entry.name):
-                    if state != "running" or not entry.name.endswith(SUFFIX + owner.SUFFIX):
+                    # The second: a file that was removed over NFS while somebody had it open.
+                    if not (state == "running" and entry.name.endswith(SUFFIX + owner.SUFFIX)) and not entry.name.startswith(".nfs"):
                         self.refused[f"{state}/{entry.name!r}"] = "not a job's name"
                 elif not entry.is_file(follow_symlinks=False):
                     self.refused[f"{state}/{entry.name}"] = "not a regular file"
@@ -460,6 +461,8 @@ class Queue:
         text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines).encode("utf-8", "replace")
         fd = open_own(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
         try:
+            # Over NFS, the end of a file is where the host has last seen it, until it holds a lock.
+            fcntl.flock(fd, fcntl.LOCK_EX)
             for _look in range(5):
                 end = os.fstat(fd).st_size
                 if not end or os.pread(fd, 1, end - 1) == b"\n":
@@ -780,6 +783,11 @@ class Queue:
         if not self._names and not self._stuck and not self._is_shut():
             self._next_names()
         return bool(self._names or self._stuck)
+
+    def waits(self) -> bool:
+        """Tell whether there is something to claim, without changing what is listed. Certain only under the lock (rule 3)."""
+        files = any(True for _name in self._each("pending")) or any(one.left for one in self._closing(self._batches()))
+        return files and not os.path.lexists(self.jobset.gate)
 
     def arm(self) -> bool:
         """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""

@@ -13,9 +13,10 @@ import time
 from types import FrameType
 from typing import Callable, Optional, TypeVar
 
-from . import cases, hooks, job, owner
+from . import cases, engine, hooks, job, owner
 from . import jobset as definitions
 from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
+from .fence import Fence
 from .joblog import JobLog
 from .layout import Layout, Refused
 from .queue import VANISHED, Claim, Queue
@@ -68,7 +69,10 @@ class Worker:
         self._definition = (definitions.path_of(root, jobset), "")
         self._define()
         self.queue = Queue(self.layout, self.jobset)
-        self.holder = owner.Holder(self.layout.workers, self.name)
+        self.engine = engine.own()
+        lease = self.jobset.lease if self.engine else 0
+        self.holder = owner.Holder(self.layout.workers, self.name, lease, " ".join(self.engine or ()))
+        self._busy_until = time.monotonic()
         self._stopping = ""
         self._token = ""
         self._token_until = 0.0
@@ -106,8 +110,8 @@ class Worker:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
 
-    def run(self) -> None:
-        """Work until SIGTERM or SIGINT, or until the program has changed."""
+    def run(self) -> str:
+        """Work until SIGTERM or SIGINT, or until the program has changed; return which: signal, replaced, or idle for want of jobs."""
         # A handler is needed for a signal to be written to the pipe that _sleep watches.
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -115,16 +119,23 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.log(f"worker {self.name} starts")
-        recovered = armed = False
+        armed = False
+        recover_at = 0.0
+        end = "idle"
+        if self.engine:
+            engine.say_left(self.layout, self.engine, False)
+            self.fence = Fence(self.holder, self.jobset.lease)
         while not self._stopping:
             if _stamp(self._program[0]) != self._program[1]:
                 self.log("the program was replaced; starting anew")
+                end = "replaced"
                 break
             try:
                 self._reload()
-                if not recovered:
+                if time.monotonic() >= recover_at:
                     recover(self.queue, self.runner, self.name, log=self.log)
-                    recovered = True
+                    # Where an engine has started us, nobody else looks for orphans.
+                    recover_at = time.monotonic() + self.jobset.recover_every if self.engine else float("inf")
                 claim = None
                 if self.queue.look():
                     self._make_ready()
@@ -140,9 +151,10 @@ class Worker:
             if claim:
                 self._said = ""
                 self._work(claim)
+                self._busy_until = time.monotonic()
             elif self._ended:
                 self._insist(self._commit, _UNRECORDED)
-            elif self.until_idle:
+            elif self.until_idle or self._leaves():
                 break
             elif not armed:
                 # And look once more: something may have come in between.
@@ -154,8 +166,23 @@ class Worker:
         self._insist(self._commit, _UNRECORDED)
         self.log(f"worker {self.name} stops" + (f" ({self._stopping})" if self._stopping else ""))
         self.runner.close()
+        if self.engine:
+            self.fence.close()
         self.holder.release()
         self.queue.close()
+        return "signal" if self._stopping else end
+
+    def _leaves(self) -> bool:
+        """Tell whether there has been nothing to do for so long that the engine may have our place; then that is said."""
+        if not self.engine or time.monotonic() < self._busy_until + self.jobset.idle:
+            return False
+        engine.say_left(self.layout, self.engine, True)
+        # Under the lock, jobs become pending before or after, but not meanwhile.
+        with self.queue.lock():
+            stays = self.queue.waits()
+        if stays:
+            engine.say_left(self.layout, self.engine, False)
+        return not stays
 
     def _reload(self) -> None:
         if _stamp(self._definition[0]) != self._definition[1]:
@@ -217,6 +244,7 @@ class Worker:
             **self.jobset.secrets,
             **{f"JOB_{key}": value for key, value in values.items()},
             **own,
+            "SAGEQUEUE_HOLDER": self.holder.lock,
             "SAGEQUEUE_ATTEMPT": str(attempt),
             "SAGEQUEUE_GATE": self.jobset.gate_file,
         }
@@ -287,7 +315,7 @@ class Worker:
             self._sleep(wake - time.monotonic(), -1 if silent else log.fileno(), running.fileno)
             outcome = self.runner.reap(running)
             if outcome:
-                return outcome, ended_for
+                return outcome, ended_for or self._ended_with_us(outcome)
             log.copy()
             now = time.monotonic()
             if not ended_for and (self._stopping or now >= deadline):
@@ -309,6 +337,15 @@ class Worker:
             elif now >= sample:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
+
+    def _ended_with_us(self, outcome: Outcome) -> str:
+        """Say worker_stopped where an engine ends all that it started at once, and the job was faster to end than we to hear of it."""
+        if not self.engine or signal.SIGTERM not in (outcome.signal, (outcome.exit_status or 0) - 128):
+            return ""
+        deadline = time.monotonic() + 1.0
+        while not self._stopping and time.monotonic() < deadline:
+            self._sleep(deadline - time.monotonic())
+        return "worker_stopped" if self._stopping else ""
 
     def _try(self, call: Callable[[], None]) -> None:
         try:

@@ -1,0 +1,89 @@
+"""A pool of three hosts under an engine, driven as an operator drives it: by the playbooks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import yaml
+from batch_site import HOST, Site
+
+ROOT = Path(__file__).resolve().parents[3]
+# A job of as many seconds as its key SECONDS says, which notes when it begins and ends, and its node.
+SCRIPT = """\
+note() { echo "$1 $SAGEQUEUE_JOB $$ $(hostname) $(date +%s.%N)" >>/shared/work/ledger; }
+note begin
+trap 'note end; exit 143' TERM
+end=$(($(date +%s) + ${JOB_SECONDS:-0}))
+while [ "$(date +%s)" -lt "$end" ]; do sleep 0.2; done
+note end
+"""
+
+
+class Cluster(Site):
+    """The hosts, the first of which is the controller and the batch host."""
+
+    def __init__(self, engine, folder, jobsets):
+        self.engine = engine
+        self.hosts = [f"sagequeue-{engine}-{name}" for name in ("c", "n1", "n2")]
+        super().__init__(self.hosts[0], folder)
+        self.jobsets = jobsets
+        self.write_inventory()
+        self.play("pool")
+        self.play("setup")
+        for name in jobsets:
+            # What an earlier run may have left.
+            self.play("stop", jobset=name)
+            self.sh(f"rm -rf /shared/sagequeue/var/{name}")
+        self.play("setup")
+        self.sh(f"rm -rf /shared/work; mkdir -p /shared/work && cat >/shared/work/job.sh <<'E'\n{SCRIPT}E")
+
+    def write_inventory(self):
+        super().write_inventory()
+        known = yaml.safe_load((self.inventory / "hosts.yml").read_text())["sagequeue"]["hosts"][self.name]
+        nodes = getattr(self, "nodes", self.hosts[1:])
+        addresses = {
+            name: subprocess.run([HOST, "address", name], capture_output=True, text=True, check=True).stdout.strip() for name in self.hosts
+        }
+        hosts = {name: {**known, "ansible_host": addresses[name]} for name in self.hosts}
+        groups = {
+            "sagequeue": {"hosts": {self.name: hosts[self.name]}},
+            f"{self.engine}_controller": {"hosts": {self.name: hosts[self.name]}},
+            f"{self.engine}_compute": {"hosts": {name: hosts[name] for name in nodes}},
+        }
+        (self.inventory / "hosts.yml").write_text(yaml.safe_dump(groups))
+        common = yaml.safe_load((ROOT / "molecule" / self.engine / "group_vars/all/all.yml").read_text())
+        (self.inventory / "group_vars" / "all" / "common.yml").write_text(yaml.safe_dump(common))
+
+    def progress(self, jobset):
+        return json.loads(self.sh(f"/shared/sagequeue/bin/sagequeue progress {jobset} --json"))[0]
+
+    def host(self, *words):
+        return subprocess.run([HOST, *words], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+
+    def enqueue(self, jobset, seconds, **more):
+        """Enqueue jobs that take so many seconds each."""
+        listed = self.folder / f"{jobset}.jobs"
+        listed.write_text("".join(f"{jobset}_{n} SECONDS={s}\n" for n, s in enumerate(seconds)))
+        return self.play("enqueue", jobset=jobset, jobs_file=str(listed), **more)
+
+    def ledger(self):
+        """What the jobs noted: job, pid, host, when it began and when it ended (None: it did not say)."""
+        runs = {}
+        for line in self.sh("cat /shared/work/ledger").splitlines():
+            what, job, pid, host, when = line.split()
+            runs.setdefault((job, pid, host), {})[what] = float(when)
+        return [(job, host, found["begin"], found.get("end")) for (job, _pid, host), found in runs.items()]
+
+    def busy(self, jobset):
+        """A node on which a job of the jobset runs."""
+        return next(host for job, host, _begin, end in self.ledger() if end is None and job.startswith(f"{jobset}_"))
+
+    def states(self, jobset):
+        """The state of each of the jobset's workers, as status says it."""
+        lines = [line.split() for line in self.play("status", jobset=jobset).said.splitlines()]
+        return {words[0]: words[1:] for words in lines if words and words[0].startswith(f"{jobset}-")}
+
+    def history(self, jobset):
+        return [json.loads(line) for line in self.sh(f"cat /shared/sagequeue/var/{jobset}/run/history.jsonl || true").splitlines()]

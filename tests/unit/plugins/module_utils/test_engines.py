@@ -1,0 +1,97 @@
+# Copyright (c) the sagequeue.batch authors
+# MIT License (see LICENSE or https://opensource.org/licenses/MIT)
+# SPDX-License-Identifier: MIT
+"""What is submitted to engines, and workers that come and go with the jobs. Real engines are in molecule/slurm."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils import _host
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.engine import Engine, ranges
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import engine
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
+
+ENGINE = "slurm 12_1 0"
+
+
+def supervisor(host: Any, **keys: Any) -> tuple[Engine, Any]:
+    jobset = host.define(supervisor="slurm", **keys)
+    known = _host.Host(str(host.root), "/home/a b", "process", "slurm", "", "", {}, 10)
+    made = make("slurm", known, [jobset], False)
+    assert isinstance(made, Engine)
+    return made, jobset
+
+
+def test_what_slurm_is_told(host: Any) -> None:
+    keys = {"memory": "1G", "cpus": 2, "gpus": 1, "partition": "long", "account": "math", "qos": "low", "time_limit": 7265, "grace": 20}
+    made, jobset = supervisor(host, **keys, engine_options={"constraint": "a b\"c", "exclusive": ""})
+    lines = made.text(jobset, True).splitlines()
+    assert lines[0] == "#!/bin/sh"
+    wanted = ("job-name=sagequeue.t", f"comment={host.root}", "requeue", "partition=long", "account=math", "qos=low", "time=121:05")
+    wanted += ("signal=B:TERM@60", "mem=1024M", "cpus-per-task=2", "gpus=1", 'constraint="a b\\"c"', "exclusive", "export=NIL")
+    assert not {f"#SBATCH --{option}" for option in wanted} - set(lines)
+    assert "export HOME='/home/a b' " in "\n".join(lines)
+    assert lines[-1] == f'exec {host.root}/bin/sagequeue worker "t-$SLURM_ARRAY_TASK_ID"'
+    assert "#SBATCH --no-requeue" in made.text(jobset, False)
+    for keys, message in (
+        ({"engine_options": {"array": "1-9"}}, "engine_options has array, which the supervisor slurm itself needs"),
+        ({"time_limit": 60}, "time_limit is 60; at least 102 are needed, the last 42 to end in"),
+    ):
+        made, jobset = supervisor(host, **keys)
+        with pytest.raises(QueueError, match=message):
+            made.text(jobset, True)
+    assert ranges([7, 1, 2, 3, 9, 10]) == "1-3,7,9-10"
+
+
+def test_a_worker_leaves_only_when_nothing_waits(host: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.script("sleep 0.3")
+    host.define(idle=0)
+    host.queue().enqueue([("a", {}), ("b", {})])
+    host.environment["SAGEQUEUE_ENGINE"] = ENGINE
+    worker = host.worker()
+    assert worker.wait(60) == 0 and host.states() == {"a": "done", "b": "done"}
+    # It says so, for those who ask whether another one is needed.
+    layout = host.queue().layout
+    assert engine.left(layout, ["12_1", "12_2"]) == {"12_1"}
+    assert engine.left(layout, ["12_2"], clean=True) == set() == engine.left(layout, ["12_1"])
+    # A gate that is closed is nothing to wait for; a job that comes while it leaves, is.
+    host.queue().close_gate()
+    host.queue().enqueue([("c", {})])
+    assert host.worker().wait(60) == 0 and host.states()["c"] == "pending"
+    host.queue().open_gate()
+    assert host.worker().wait(60) == 0 and host.states()["c"] == "done"
+
+
+def test_orphans_are_found_by_the_workers_themselves(host: Any, wait_for: Any) -> None:
+    host.script("true")
+    host.define(idle=600, recover_every=1)
+    host.environment["SAGEQUEUE_ENGINE"] = ENGINE
+    host.worker()
+    wait_for(lambda: "starts" in host.said())
+    host.queue().close_gate()
+    host.queue().enqueue([("a", {})])
+    host.queue().open_gate()
+    wait_for(lambda: host.states() == {"a": "done"})
+    # One whose worker was killed, while ours is idle.
+    host.put("running", "b")
+    wait_for(lambda: host.states() == {"a": "done", "b": "done"})
+    assert "REASON=ok" in host.path("done", "b").read_text() and host.values("b")["RECOVERIES"] == "1"
+
+
+def test_a_job_that_the_engine_ended_with_its_worker_has_not_failed(host: Any, wait_for: Any) -> None:
+    host.script("sleep 600")
+    host.define(attempts=1)
+    host.environment["SAGEQUEUE_ENGINE"] = ENGINE
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    (pid,) = wait_for(lambda: host.alive("a")[:1])
+    wait_for(lambda: len(host.alive("a")) == 2)
+    for pid in host.alive("a"):
+        os.kill(pid, 15)
+    worker.terminate()
+    assert worker.wait(60) == 0
+    assert host.states() == {"a": "pending"} and host.values("a")["REASON"] == "worker_stopped"
