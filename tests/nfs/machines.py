@@ -67,7 +67,8 @@ class Machine:
 
     def power_off(self) -> None:
         """As if its plug was pulled."""
-        self.host.sh(f"pkill -KILL -f 'umid={self.name} '; sleep 0.2")
+        # Not the shell that says it.
+        self.host.sh(f"pkill -KILL -f 'umid=[{self.name[0]}]{self.name[1:]} '; sleep 1")
 
     def cut(self, off: bool = True) -> None:
         """Cut its network, or join it again."""
