@@ -108,7 +108,7 @@ class Host:
                     raise
                 time.sleep(0.5)
 
-    def play(self, role, *, check=False, environment=None, **variables):
+    def play(self, role, *, check=False, environment=None, tasks_from="main", **variables):
         import ansible_runner
 
         self.runs += 1
@@ -119,7 +119,7 @@ class Host:
                 "hosts": "all",
                 "gather_facts": False,
                 "environment": environment or {},
-                "tasks": [{"name": role, "ansible.builtin.include_role": {"name": f"sagequeue.batch.{role}"}}],
+                "tasks": [{"name": role, "ansible.builtin.include_role": {"name": f"sagequeue.batch.{role}", "tasks_from": tasks_from}}],
             }
         ]
         (folder / "playbook.yml").write_text(json.dumps(playbook))

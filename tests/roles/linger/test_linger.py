@@ -12,7 +12,7 @@ def user(host):
     host.sh(f"id {USER} >/dev/null 2>&1 || useradd -m {USER}")
     yield USER
     host.sh(
-        f"rm -r /etc/systemd/system/user@$(id -u {USER}).service.d; systemctl daemon-reload;"
+        f"rm -rf /etc/systemd/system/user@$(id -u {USER}).service.d; systemctl daemon-reload;"
         f" loginctl disable-linger {USER}; loginctl terminate-user {USER} || true; sleep 1;"
         f" pkill -KILL -u {USER} || true; userdel -rf {USER}"
     )
@@ -35,6 +35,21 @@ def test_the_manager_answers_and_a_second_run_changes_nothing(host, user):
     for check in (True, False):
         again = host.play("linger", linger_user=user, check=check)
         assert (again.rc, again.changed) == (0, [])
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_it_is_taken_back_as_it_was_found(host, user, before):
+    lingers, settings = f"/var/lib/systemd/linger/{user}", f"/etc/systemd/system/user@{host.sh(f'id -u {user}').strip()}.service.d"
+    host.sh(f"loginctl enable-linger {user}" if before else "true")
+    # A second run must not forget how it was before the first.
+    assert (host.play("linger", linger_user=user).rc, host.play("linger", linger_user=user).changed) == (0, [])
+    assert host.play("linger", linger_user=user, tasks_from="absent", check=True).changed
+    assert host.exec("test", "-e", lingers, check=False).returncode == 0
+    gone = host.play("linger", linger_user=user, tasks_from="absent")
+    assert gone.rc == 0 and gone.changed, gone.errors
+    assert (host.exec("test", "-e", lingers, check=False).returncode == 0) is before
+    assert host.exec("test", "-e", settings, check=False).returncode
+    assert host.play("linger", linger_user=user, tasks_from="absent").changed == []
 
 
 def test_a_missing_user_is_named(host):
