@@ -88,17 +88,17 @@ class Site:
         (self.inventory / "hosts.yml").write_text(yaml.safe_dump(hosts))
         (self.inventory / "group_vars" / "all" / "jobsets.yml").write_text(yaml.safe_dump({"sagequeue_jobsets": self.jobsets}))
 
-    def play(self, name, *, check=False, ok=True, **variables):
+    def play(self, name, *, check=False, ok=True, collections=ROOT / "playbooks" / "collections", **variables):
         self.runs += 1
         folder = self.folder / f"run{self.runs}"
         folder.mkdir()
         run = ansible_runner.run(
             private_data_dir=str(folder),
-            playbook=str(ROOT / "playbooks" / f"{name}.yml"),
+            playbook=str(collections / "ansible_collections" / "sagequeue" / "batch" / "playbooks" / f"{name}.yml"),
             inventory=str(self.inventory),
             extravars=variables,
             cmdline="--check --diff" if check else None,
-            envvars={"ANSIBLE_COLLECTIONS_PATH": str(ROOT / "playbooks" / "collections")},
+            envvars={"ANSIBLE_COLLECTIONS_PATH": str(collections)},
             quiet=True,
         )
         play = Play(run)
