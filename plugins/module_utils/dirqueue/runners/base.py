@@ -12,9 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-
-# For wait4(2), which would load it when it is first called: then there may be too many open files.
-import resource  # noqa: F401
+import resource
 import shutil
 import signal
 import sys
@@ -290,7 +288,9 @@ class Runner:
 
     def reap(self, running: Running) -> Outcome | None:
         """Return how the command ended, None while it runs."""
-        pid, status, usage = os.wait4(running.session, os.WNOHANG)
+        # It would load resource when it is first called, if that were not there: then there may be too many open files.
+        ended: tuple[int, int, resource.struct_rusage] = os.wait4(running.session, os.WNOHANG)
+        pid, status, usage = ended
         if pid == 0:
             return None
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
