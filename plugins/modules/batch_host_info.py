@@ -148,6 +148,7 @@ files:
   type: dict
 """
 
+import contextlib
 import json
 import os
 import pwd
@@ -219,7 +220,9 @@ class Look:
         found: dict[str, Any] = {}
         for name in names:
             said = self.podman(kind, "inspect", name)
-            found.update({name: json.loads(said)[0]} if said else {})
+            # What is too old may answer something else.
+            with contextlib.suppress(ValueError):
+                found[name] = json.loads(said)[0]
         return found
 
     def subids(self) -> dict[str, bool]:

@@ -26,6 +26,7 @@ PODMAN = """#!/bin/sh
 case "$*" in
     --version) echo "podman version 5.4.2" ;;
     "image inspect there") echo '[{"Id": "1"}]' ;;
+    "image inspect strange") echo podman version 1.0 ;;
     "unshare cat /proc/self/uid_map") printf '0 1000 1\\n' ;;
     *) echo "Error: $HOME $*" >&2; exit 125 ;;
 esac
@@ -68,7 +69,7 @@ def test_commands_are_asked_and_may_fail(call: Any, tmp_path: Path, monkeypatch:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    options: dict[str, Any] = {"packages": ["bash", "gone", "nonsense"], "podman": True, "storage": True, "images": ["there", "gone"]}
+    options: dict[str, Any] = {"packages": ["bash", "gone", "nonsense"], "podman": True, "storage": True, "images": ["there", "strange", "gone"]}
     looked = call("batch_host_info", root=None, user=ME.pw_name, **options)
     assert looked["packages"] == ["bash"] and looked["podman"] == "5.4.2"
     if not looked["systemd"] or looked["runtime_dir"]:
