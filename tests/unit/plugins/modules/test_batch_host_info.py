@@ -69,7 +69,8 @@ def test_commands_are_asked_and_may_fail(call: Any, tmp_path: Path, monkeypatch:
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    options: dict[str, Any] = {"packages": ["bash", "gone", "nonsense"], "podman": True, "storage": True, "images": ["there", "strange", "gone"]}
+    options: dict[str, Any] = {"packages": ["bash", "gone", "nonsense"], "podman": True, "storage": True}
+    options["images"] = ["there", "strange", "gone"]
     looked = call("batch_host_info", root=None, user=ME.pw_name, **options)
     assert looked["packages"] == ["bash"] and looked["podman"] == "5.4.2"
     if not looked["systemd"] or looked["runtime_dir"]:
