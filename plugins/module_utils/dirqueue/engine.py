@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Collection
@@ -22,6 +23,8 @@ _LEFT = "left."
 # Seconds that an engine gets to answer, and for which its answer is kept.
 _PATIENCE = 30
 _TRUST = 5.0
+# What an engine calls a worker: 12_3 or 12.0.
+_ID = re.compile(r"[0-9][0-9_.]*\Z")
 
 
 class Engine(NamedTuple):
@@ -96,7 +99,7 @@ def runs(said: str) -> bool:
         said: what SAGEQUEUE_ENGINE was there.
     """
     words = said.split(" ")
-    if len(words) != 3 or words[0] not in _ASK:
+    if len(words) != 3 or words[0] not in _ASK or not _ID.match(words[1]):
         return False
     asked, answer = _answers.get(said, (0.0, False))
     if not asked or time.monotonic() > asked + _TRUST:

@@ -26,6 +26,7 @@ from .layout import why_odd
 
 SUFFIX = ".owner"
 _LOCK_SUFFIX = ".lock"
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?\Z")
 _LOCK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,230}\.lock\Z")
 # Seconds that a dead holder's child gets to reach its execve(2), see why_dead.
 _EXEC_WAIT = 1.0
@@ -119,7 +120,7 @@ class Holder:
             "OWNER_BOOT": boot_id(),
             "OWNER_WORKER_ID": label,
             "OWNER_LOCK": self.lock,
-            **({"OWNER_LEASE": f"{lease:g}", "OWNER_ENGINE": started_by} if lease else {}),
+            **({"OWNER_LEASE": f"{lease:.3f}", "OWNER_ENGINE": started_by} if lease else {}),
         }
         self._record = job.render(record)
 
@@ -206,7 +207,8 @@ def why_dead(record: dict[str, str], folder: str) -> str:
         # A record of the older shell scripts: a pid and nothing else to go by.
         return "" if _is_older_worker(pid) else f"process {pid} is gone or is no longer a sagequeue-worker.sh"
     lock = record["OWNER_LOCK"]
-    if not _LOCK.match(lock) or "OWNER_CLAIM" not in record:
+    lease = record.get("OWNER_LEASE", "0")
+    if not _LOCK.match(lock) or "OWNER_CLAIM" not in record or not _SECONDS.match(lease):
         return "the owner record is incomplete"
     why = ""
     here = (record.get("OWNER_HOST"), record.get("OWNER_MACHINE")) == (socket.gethostname(), machine_id())
@@ -226,7 +228,7 @@ def why_dead(record: dict[str, str], folder: str) -> str:
             return (why or "its lock is free") if free else ""
         silent = _silent(folder, lock)
     # Its host may be cut off, and not know yet that it has lost its lock.
-    if silent < believed(float(record["OWNER_LEASE"])) or engine.runs(record.get("OWNER_ENGINE", "")):
+    if silent < believed(float(lease)) or engine.runs(record.get("OWNER_ENGINE", "")):
         return ""
     return f"nothing was heard of {record.get('OWNER_HOST')} for {min(silent, 86400):.0f} s, and its lock is free"
 

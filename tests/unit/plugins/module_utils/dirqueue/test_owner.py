@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import engine, job, owner
 
 HOLD = (
     "import sys\nfrom dirqueue import owner\n"
@@ -113,6 +113,16 @@ def test_a_pid_that_is_none(host: Any, folder: str, pid: str) -> None:
 def test_a_lock_outside_the_folder_is_not_looked_at(host: Any, folder: str) -> None:
     _process, record = held(host, folder)
     assert owner.why_dead({**record, "OWNER_LOCK": "../workers/" + record["OWNER_LOCK"]}, folder) == "the owner record is incomplete"
+
+
+@pytest.mark.parametrize("lease", ["", "soon", "nan", "-1", "1e99", "9" * 400, "1\u0664"])
+def test_a_lease_that_is_none(host: Any, folder: str, lease: str) -> None:
+    record = owner.parse(owner.Holder(folder, "t-1", 60, "slurm --help 0").record("c"))
+    assert record["OWNER_LEASE"] == "60.000" and owner.why_dead(record, folder) == ""
+    assert owner.why_dead({**record, "OWNER_LEASE": lease}, folder) == "the owner record is incomplete"
+    # Nor is an engine asked for what can't be its name of a worker.
+    assert not engine.runs(record["OWNER_ENGINE"])
+
 
 
 @pytest.mark.parametrize("data", [None, b"", b"\xff", b"OWNER_PID", b"OWNER_PID=1\nOWNER_PID=2\n", b"x" * 100_000])
