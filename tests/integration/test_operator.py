@@ -233,9 +233,9 @@ def test_without_a_terminal_lines_are_whole_and_come_now_and_then(desk: Desk) ->
     assert ran.rc == 0
     assert WIDE in ran.lines
     assert "\x1b" not in ran.raw + ran.errors
-    # After 1 s, 3 s, 7 s.
+    # After 1 s, 3 s, 7 s, or later where the machine is busy; never each second.
     told = [line for line in ran.lines if re.fullmatch(r"Nap: for \d+ s", line)]
-    assert 2 <= len(told) <= 3
+    assert 1 <= len(told) <= 3
 
 
 def test_several_hosts_say_the_same_once(desk: Desk) -> None:
