@@ -1,0 +1,26 @@
+"""teardown leaves the host as it was found, but for the data."""
+
+from __future__ import annotations
+
+import re
+
+# What jobs, Sage, Jupyter and Podman keep; settings that others may rely on by now, which the README names; what packages bring along.
+DATA = re.compile(
+    r"/home/researcher(/sagequeue(/var(/|$)|/sage(/|$)|$)|/Jupyter|/\.jupyter|/\.sagequeue-|/\.cache)"
+    r"|/home/researcher/\.(local(/share(/containers(/|$)|$)|$)|config$)"
+    r"|/etc/(wsl\.conf|sub[ug]id|mtab|ld\.so|alternatives|apparmor|containers|\.updated)|/mnt/c/Users/anna/\.wslconfig"
+)
+
+
+def differences(before, after):
+    return sorted(line for line in set(before) ^ set(after) if not DATA.search(line.split(" ")[0]))
+
+
+def test_teardown_leaves_the_host_as_it_was(site):
+    queue = site.queue()
+    assert site.play("teardown", remove_image=True).changed
+    assert differences(site.found, site.listing()) == []
+    assert site.queue() == queue
+    left = site.sh("podman ps -a; podman images; podman secret ls; systemctl --user list-units --all --plain --no-legend")
+    assert "sagequeue" not in left.replace("sagequeue-sage-base", "")
+    assert site.play("teardown", remove_image=True).changed == []
