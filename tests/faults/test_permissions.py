@@ -155,7 +155,8 @@ def test_another_user_gets_nowhere(shared: Host) -> None:
 
     assert as_user(UID, lambda: enqueue([("running", {"TEXT": CANARY})]), 0) == ""
     worker = start(host, "worker", "t-1", umask=0)
-    wait_for(lambda: (host.work / "started").exists())
+    # The worker writes down what the job has said a moment later.
+    wait_for(lambda: (host.work / "started").exists() and CANARY in host.log("running"))
     for jobs in ([("pending", {"TEXT": CANARY})], batch.listed("".join(f"n{number} TEXT={CANARY}\n" for number in range(batch.LEAST)))):
         assert as_user(UID, lambda jobs=jobs: enqueue(jobs), 0) == ""
     theirs = host.base / "theirs"

@@ -100,6 +100,15 @@ class Engine(Supervisor):
             raise QueueError(f"{words[0]} failed: {'; '.join(lines[:3]) or done.returncode}")
         return done.stdout
 
+    def listed(self, *words: str) -> str:
+        """Return what the engine says of the workers that there are; nothing if only a check asks, and pool.yml has not been there yet."""
+        try:
+            return self.said(*words)
+        except QueueError:
+            if self.check:
+                return ""
+            raise
+
     def _folder(self) -> str:
         return os.path.join(self.host.root, "etc", self.name)
 

@@ -99,19 +99,13 @@ class Htcondor(Engine):
 
     def _ads(self, *words: str) -> list[dict[str, Any]]:
         constraint = f"SagequeueRoot == {json.dumps(self.host.root)}"
-        said = self.said(*words, "-constraint", constraint, "-json", "-attributes", ",".join(_ATTRIBUTES)).strip()
+        said = self.listed(*words, "-constraint", constraint, "-json", "-attributes", ",".join(_ATTRIBUTES)).strip()
         found = json.loads(said) if said else []
         return found if isinstance(found, list) else []
 
     def tasks(self, jobsets: list[Jobset], ended: bool = False) -> list[Task]:
-        try:
-            ads = [(ad, False) for ad in self._ads("condor_history", "-limit", "200")][::-1] if ended else []
-            ads += [(ad, True) for ad in self._ads("condor_q", "-nobatch")]
-        except QueueError:
-            # Only in check mode may it be missing: pool.yml has not been there yet.
-            if self.check:
-                return []
-            raise
+        ads = [(ad, False) for ad in self._ads("condor_history", "-limit", "200")][::-1] if ended else []
+        ads += [(ad, True) for ad in self._ads("condor_q", "-nobatch")]
         names = {jobset.name for jobset in jobsets}
         found = []
         for ad, alive in ads:

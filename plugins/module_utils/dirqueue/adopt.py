@@ -25,7 +25,7 @@ from . import job, owner
 from .backup import _copy_to, _plain
 from .errors import MalformedJob, QueueError
 from .job import SUFFIX
-from .layout import STATES, Refused, open_own, sync_folder
+from .layout import STATES, Refused, open_own, sync_folder, write_own
 from .queue import Queue
 
 ASIDE = "adopted"
@@ -191,12 +191,7 @@ def interrupted(older: Older, names: Optional[set[str]] = None) -> set[str]:
     if names is not None and not names <= known:
         known |= names
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            file.write("\n".join(sorted(known)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(path + ".new", path)
-        sync_folder(os.path.dirname(path))
+        write_own(path, "\n".join(sorted(known)))
     return known
 
 

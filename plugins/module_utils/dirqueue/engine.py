@@ -37,8 +37,24 @@ class Engine(NamedTuple):
 
 def own() -> Engine | None:
     """Return which engine has started this process, None if none has."""
-    words = os.environ.get("SAGEQUEUE_ENGINE", "").split(" ")
+    return _parse(os.environ.get("SAGEQUEUE_ENGINE", ""))
+
+
+def _parse(said: str) -> Engine | None:
+    words = said.split(" ")
     return Engine(*words) if len(words) == 3 else None
+
+
+def _call(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of an engine.
+
+    Raises:
+        OSError: it is not there.
+        subprocess.TimeoutExpired: it does not answer.
+    """
+    return subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_PATIENCE, check=False
+    )
 
 
 def started_mark(root: str, kind: str, jobset: str) -> str:
@@ -81,9 +97,7 @@ def come_again(layout: Layout, which: Engine, number: int, workers: int) -> str:
     if which.kind != "slurm" or number > workers or not os.path.exists(started_mark(layout.root, which.kind, layout.jobset)):
         return ""
     try:
-        done = subprocess.run(
-            ["scontrol", "requeue", which.id], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE, check=False
-        )
+        done = _call(["scontrol", "requeue", which.id])
     except (OSError, subprocess.TimeoutExpired) as exc:
         return f"slurm could not be asked to start this worker anew: {exc}"
     return f"slurm can't start this worker anew: {done.stderr.strip()}" if done.returncode else "slurm starts this worker anew"
@@ -98,12 +112,12 @@ def runs(said: str) -> bool:
     Args:
         said: what SAGEQUEUE_ENGINE was there.
     """
-    words = said.split(" ")
-    if len(words) != 3 or words[0] not in _ASK or not _ID.match(words[1]):
+    which = _parse(said)
+    if not which or which.kind not in _ASK or not _ID.match(which.id):
         return False
     asked, answer = _answers.get(said, (0.0, False))
     if not asked or time.monotonic() > asked + _TRUST:
-        answer = _asked(Engine(*words))
+        answer = _asked(which)
         _answers[said] = (time.monotonic(), answer)
     return answer
 
@@ -119,15 +133,7 @@ _ASK: dict[str, tuple[list[str], tuple[str, ...]]] = {
 def _asked(which: Engine) -> bool:
     words, states = _ASK[which.kind]
     try:
-        done = subprocess.run(
-            [word.format(which.id) for word in words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
-            check=False,
-        )
+        done = _call([word.format(which.id) for word in words])
     except (OSError, subprocess.TimeoutExpired):
         return False
     found = done.stdout.split()

@@ -20,12 +20,13 @@ MAX_BYTES = 64 * 1024
 _RESERVED = 8 * 1024
 _LONGEST = 1000
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+_NAMED = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+_NAME = re.compile(_NAMED + r"\Z")
 # What a job's file is called.
-FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.env\Z")
+FILE = re.compile(_NAMED + re.escape(SUFFIX) + r"\Z")
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*\Z")
 # A line of a list of jobs that needs no shell's quoting.
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#\0]*)*\Z")
+PLAIN = re.compile(_NAMED + r"(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#\0]*)*\Z")
 
 # What the queue writes into a job's file. Times are UTC in ISO 8601, durations seconds, memory KiB.
 RESULT_KEYS = (

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -92,6 +93,22 @@ def sync_folder(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_own(path: str, text: str) -> None:
+    """Write a file of the queue's own that one process at a time writes: whole or not at all, durable on return.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}.new")
+    with open(f"{path}.new", "x", encoding="utf-8", opener=open_own) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{path}.new", path)
+    sync_folder(os.path.dirname(path))
 
 
 def why_odd(found: os.stat_result, links: bool = False) -> str:

@@ -261,10 +261,16 @@ class Queue:
 
     def ended(self) -> bool:
         """Tell whether no job runs, and none is pending (or held), or the gate is closed. Certain only under the lock (rule 3)."""
-        closed = self._is_shut()
-        waits = any(True for state in ("pending", "held") for _name in self._each(state))
-        waits = waits or any(one.left for one in self._closing(self._batches()))
-        return (closed or not waits) and not any(True for _name in self._each("running"))
+        return (self._is_shut() or not self._any_in("pending", "held")) and not any(True for _name in self._each("running"))
+
+    def waits(self) -> bool:
+        """Tell whether there is something to claim, without changing what is listed. Certain only under the lock (rule 3)."""
+        return self._any_in("pending") and not self._is_shut()
+
+    def _any_in(self, *folders: str) -> bool:
+        """Tell whether a job is in one of these folders, or in a batch."""
+        files = any(True for folder in folders for _name in self._each(folder))
+        return files or any(one.left for one in self._closing(self._batches()))
 
     def oldest_pending(self) -> float | None:
         """Return when the job that has been pending longest was enqueued, in seconds since 1970; None if none is."""
@@ -467,7 +473,7 @@ class Queue:
                 end = os.fstat(fd).st_size
                 if not end or os.pread(fd, 1, end - 1) == b"\n":
                     break
-                # Somebody amid a line that crosses a page looks the same as what follows.
+                # Somebody amid a line that crosses a page looks the same as what follows: a worker of an earlier version takes no lock.
                 time.sleep(0.01)
             else:
                 # Whoever was cut short, by a full disk or SIGKILL, left half a line.
@@ -783,11 +789,6 @@ class Queue:
         if not self._names and not self._stuck and not self._is_shut():
             self._next_names()
         return bool(self._names or self._stuck)
-
-    def waits(self) -> bool:
-        """Tell whether there is something to claim, without changing what is listed. Certain only under the lock (rule 3)."""
-        files = any(True for _name in self._each("pending")) or any(one.left for one in self._closing(self._batches()))
-        return files and not os.path.lexists(self.jobset.gate)
 
     def arm(self) -> bool:
         """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""

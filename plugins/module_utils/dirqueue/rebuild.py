@@ -19,7 +19,7 @@ from typing import Any
 from . import owner
 from .errors import MalformedJob, QueueError
 from .jobset import Jobset
-from .layout import Layout, open_own, sync_folder
+from .layout import Layout, open_own, sync_folder, write_own
 from .queue import Change, Queue
 from .recovery import recover
 from .runners import make
@@ -138,14 +138,7 @@ class Rebuild:
         return bool(self.notes)
 
     def _note(self) -> None:
-        path = path_of(self.root)
-        _remove(f"{path}.new")
-        with open(f"{path}.new", "x", encoding="utf-8") as file:
-            json.dump(self.notes, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
-        sync_folder(os.path.dirname(path))
+        write_own(path_of(self.root), json.dumps(self.notes, indent=2))
 
     def queue(self, name: str) -> Queue:
         """Open a jobset's queue."""
