@@ -17,7 +17,8 @@ from . import _host, _supervisors
 from .dirqueue import jobset
 from .dirqueue.errors import QueueError, explain
 from .dirqueue.layout import Layout
-from .dirqueue.queue import Change, Queue
+from .dirqueue.queue import Queue
+from .dirqueue.store import Change
 
 SHARED: dict[str, dict[str, Any]] = {
     "jobset": {"type": "str", "required": True},

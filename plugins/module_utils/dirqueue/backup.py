@@ -32,8 +32,8 @@ from typing import Any, Optional
 from . import __version__, job, owner
 from .errors import MalformedJob, QueueError
 from .job import SUFFIX
-from .layout import PLACES, STATES, Refused, open_own, sync_folder
-from .queue import Queue, _sync_file_system
+from .layout import PLACES, STATES, Refused, open_own, sync_file_system, sync_folder
+from .queue import Queue
 
 FORMAT = 1
 _HEAD, _MANIFEST, _DEFINITION, _GATE = "archive.json", "manifest.json", "definition.json", "gate"
@@ -474,7 +474,7 @@ def restore(queue: Queue, path: str, keep_state_files: bool = False, check: bool
             raise QueueError(f"{path} is no whole archive of a jobset ({exc}); nothing was changed; fetch it anew") from exc
         if _read_json(os.path.join(layout.run, "restored.json")).get("id") == about["id"] and any(queue.counts().values()):
             return {"changed": False, "msg": f"restored already: {_described(about)}", "kept": [], "aside": []}
-        _sync_file_system(lock)
+        sync_file_system(lock)
         with queue.lock():
             _refuse_jobs(queue)
             _refuse_state_files(queue, staged, keep_state_files)

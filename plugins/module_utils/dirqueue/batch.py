@@ -87,7 +87,7 @@ def head(identity: str, jobs: int, place: int, stamp: str) -> str:
     Args:
         identity: what its cursor must name.
         jobs: how many.
-        place: of the first in the queue, in nanoseconds: see Queue._place.
+        place: of the first in the queue, in nanoseconds: see store.ahead.
         stamp: when they were enqueued.
     """
     return f"# batch {identity}: {jobs} jobs enqueued {stamp}, place {place}\n"

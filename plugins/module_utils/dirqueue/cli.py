@@ -19,11 +19,12 @@ from . import __version__, engine, hooks, jobset, listing, progress
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
-from .queue import Change, Queue
+from .queue import Queue
 from .recovery import recover
 from .runners import make
 from .runners.base import end_carriers, signal_carriers
 from .selection import select
+from .store import Change
 from .worker import Worker
 
 # sysexits(3): the jobset is not defined, or not rightly; starting again would not help.

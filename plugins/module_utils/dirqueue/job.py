@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from .errors import MalformedJob, QueueError
 
@@ -194,3 +195,8 @@ def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
             yield check_name(words[0]), check_own_values(values)
         except (QueueError, ValueError) as exc:
             raise QueueError(f"line {number} of the list of jobs: {exc}; nothing was enqueued") from exc
+
+
+def natural(name: str) -> list[Any]:
+    """Return what names are sorted by: numbers in them as numbers."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"([0-9]+)", name) if part]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -93,6 +94,13 @@ def sync_folder(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_file_system(fd: int) -> None:
+    """syncfs(2): one call for a whole batch, where syncing each file would cost more."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        raise OSError(ctypes.get_errno(), "syncfs failed")
 
 
 def write_own(path: str, text: str) -> None:

@@ -18,7 +18,7 @@ from . import job
 from .errors import MalformedJob, QueueError
 from .layout import PLACES, STATES
 from .progress import duration
-from .queue import Queue, natural
+from .queue import Queue
 from .selection import expression, select, split
 
 # A state, or held, which is a part of pending.
@@ -52,14 +52,14 @@ def listing(queue: Queue, patterns: Optional[Iterable[str]] = None, states: Opti
                 filed.setdefault(name, place)
     inside = wanted | ({"held"} if "pending" in wanted else set())
     chosen = [name for name, place in filed.items() if place in inside]
-    files = heapq.nsmallest(limit, chosen, key=natural) if limit else chosen
+    files = heapq.nsmallest(limit, chosen, key=job.natural) if limit else chosen
     lines = (name for name in queue.waiting(f"(?:{like})") if name not in filed) if "pending" in wanted else iter(())
     waiting = list(itertools.islice(lines, limit or None))
     total = len(chosen) + len(waiting) + sum(1 for _name in lines)
     if not total and texts is not None:
         # Names what does not exist; what exists in other states only is no error.
         select(queue, texts)
-    names = sorted(files + waiting, key=natural)[: limit or None]
+    names = sorted(files + waiting, key=job.natural)[: limit or None]
     batched = queue.batch_lines({name for name in names if name not in filed})
     jobs = []
     for name in names:

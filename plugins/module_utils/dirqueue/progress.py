@@ -17,7 +17,7 @@ from typing import Any, Optional
 from . import cases, job, owner
 from .errors import MalformedJob
 from .layout import PLACES, Refused, open_own
-from .queue import Queue, natural
+from .queue import Queue
 from .runners.base import memory_of_claims
 
 # How much of the history's end the rate is taken from (bytes).
@@ -164,7 +164,7 @@ def rows(queue: Queue, most: int) -> list[dict[str, Any]]:
         names = queue.entries(state)
         ended, few = state in ("failed", "done"), len(names) < 10_000
         # To sort a million names as a person would takes seconds.
-        keys = {name: (order.get(name, 1) if ended else 0, natural(name) if few else []) for name in names}
+        keys = {name: (order.get(name, 1) if ended else 0, job.natural(name) if few else []) for name in names}
         for name in heapq.nsmallest(most - len(found), names, key=keys.__getitem__):
             with contextlib.suppress(FileNotFoundError):
                 found.append(_row(queue, state, name))

@@ -20,9 +20,10 @@ from . import owner
 from .errors import MalformedJob, QueueError
 from .jobset import Jobset
 from .layout import Layout, open_own, sync_folder, write_own
-from .queue import Change, Queue
+from .queue import Queue
 from .recovery import recover
 from .runners import make
+from .store import Change
 
 # Bytes of a log's end that are looked at, and lines after a traceback's frames that may belong to its message.
 _TAIL = 64 * 1024

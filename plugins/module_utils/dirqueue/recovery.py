@@ -12,8 +12,9 @@ from typing import Callable
 
 from . import owner
 from .layout import why_odd
-from .queue import Change, Queue
+from .queue import Queue
 from .runners import Runner, carried
+from .store import Change
 
 # A staged file older than this belongs to nobody who still lives (seconds).
 _STAGING_AGE = 3600

@@ -17,7 +17,7 @@ from typing import Optional
 
 from . import job
 from .errors import QueueError
-from .queue import Queue, natural
+from .queue import Queue
 
 _ANY = "[A-Za-z0-9._-]"
 _PIECE = re.compile(r"(?P<text>[A-Za-z0-9._-]+)|(?P<many>\*)|(?P<one>\?)|\[(?P<numbers>[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*)\]")
@@ -103,7 +103,7 @@ def select(queue: Queue, patterns: Optional[Iterable[str]], strict: bool = True)
             names = [name for name in (pattern, f"{jobset}_{pattern}") if job.is_name(name) and queue.locate(name)]
             names = names or ([] if strict else [pattern])
         else:
-            names = sorted(queue.matching(expression(pattern, jobset)), key=natural)
+            names = sorted(queue.matching(expression(pattern, jobset)), key=job.natural)
         if not names and strict:
             raise QueueError(f"jobset {jobset}: no job matches {pattern!r}; {_there_are(queue)}")
         chosen.update(dict.fromkeys(names))
@@ -113,7 +113,7 @@ def select(queue: Queue, patterns: Optional[Iterable[str]], strict: bool = True)
 
 
 def _there_are(queue: Queue) -> str:
-    names = sorted(queue.matching(f"{_ANY}*"), key=natural)
+    names = sorted(queue.matching(f"{_ANY}*"), key=job.natural)
     if len(names) > 8:
         return f"there are {len(names)} jobs: {', '.join(names[:3])} ... {names[-1]}"
     return f"there are {', '.join(names)}" if names else "it has no jobs"

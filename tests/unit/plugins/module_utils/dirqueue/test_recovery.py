@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Change, Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.store import Change
 
 # It runs for ever, as often as it is started, until the file go is there.
 LONG = "touch started.$SAGEQUEUE_JOB\nwhile ! test -e go; do sleep 0.05; done\n"
