@@ -70,23 +70,39 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import cl
 _START = "import sys\n\nfrom dirqueue.cli import main\n\nraise SystemExit(main(program=sys.argv[0]))\n"
 
 
-def packed(python: str) -> bytes:
-    """Return the program: the library that came along with this module, zipped."""
+def sources() -> dict[str, bytes]:
+    """Return the program's files: the library that came along with this module."""
     names = sorted(found.name for found in pkgutil.walk_packages(dirqueue.__path__, dirqueue.__name__ + "."))
     files = {"__main__.py": _START.encode()}
     for name in [dirqueue.__name__, *names]:
-        module = __import__(name, fromlist=["_"])
-        loader = module.__spec__.loader
+        found = importlib.util.find_spec(name)
         inner = "dirqueue" + name[len(dirqueue.__name__) :].replace(".", "/")
-        inner += "/__init__.py" if hasattr(module, "__path__") else ".py"
-        files[inner] = loader.get_data(loader.get_filename(name))
-        # Compiled, too: to compile all of it at each start would take longer than what it does. An interpreter of another kind takes the
-        # source. The header is that of PEP 552.
-        code = marshal.dumps(compile(files[inner], inner, "exec", dont_inherit=True))
-        files[inner + "c"] = importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + importlib.util.source_hash(files[inner]) + code
+        inner += "/__init__.py" if found.submodule_search_locations is not None else ".py"
+        files[inner] = found.loader.get_data(found.loader.get_filename(name))
+    return files
+
+
+def header(source: bytes) -> bytes:
+    """Return what a file that is compiled begins with: see PEP 552."""
+    return importlib.util.MAGIC_NUMBER + b"\1\0\0\0" + importlib.util.source_hash(source)
+
+
+def is_library(name: str) -> bool:
+    """Tell whether a file of the program is kept compiled, too."""
+    return name.startswith("dirqueue/")
+
+
+def packed(python: str, files: dict[str, bytes]) -> bytes:
+    """Return the program: its files, zipped."""
+    # To compile all of it at each start would take longer than what it does. An interpreter of another kind takes the source.
+    compiled = {
+        name + "c": header(source) + marshal.dumps(compile(source, name, "exec", dont_inherit=True))
+        for name, source in files.items()
+        if is_library(name)
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for inner, source in sorted(files.items()):
+        for inner, source in sorted({**files, **compiled}.items()):
             entry = zipfile.ZipInfo(inner, (1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = 0o644 << 16
@@ -148,22 +164,25 @@ def main() -> None:
     )
     path = module.params["path"]
     # The system's own: virtual environments come and go.
-    wanted = packed(module.params["python"] or ("/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable))
+    python = module.params["python"] or ("/usr/bin/python3" if os.path.exists("/usr/bin/python3") else sys.executable)
+    files = sources()
+    wanted = b"#!" + os.fsencode(python), {**files, **{name + "c": header(text) for name, text in files.items() if is_library(name)}}
     try:
         with open(path, "rb") as file:
             current = file.read()
     except FileNotFoundError:
         current = b""
-    changed = essence(current) != essence(wanted) or os.stat(path).st_mode & 0o777 != 0o755
-    diff = {"before": version_of(module, path) + "\n", "after": f"sagequeue {cli.__version__}\n"}
-    if changed and diff["before"] == diff["after"]:
-        diff["after"] = f"sagequeue {cli.__version__} (other contents)\n"
+    changed = essence(current) != wanted or os.stat(path).st_mode & 0o777 != 0o755
+    diff = dict.fromkeys(("before", "after"), f"sagequeue {cli.__version__}\n")
+    if changed:
+        before = version_of(module, path) + "\n"
+        diff = {"before": before, "after": diff["after"] if before != diff["after"] else f"sagequeue {cli.__version__} (other contents)\n"}
     if changed and not module.check_mode:
         temporary = f"{path}.{os.getpid()}.new"
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(temporary, "wb") as file:
-                file.write(wanted)
+                file.write(packed(python, files))
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o755)

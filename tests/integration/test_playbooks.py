@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import tarfile
 import threading
@@ -228,7 +229,15 @@ def test_orphans_are_requeued(house: Any) -> None:
 def test_what_is_enabled_comes_back_with_setup(house: Any) -> None:
     assert house.play("enable", jobset="quick").changed
     assert house.play("enable", jobset="quick").changed == []
-    assert house.play("setup").rc == 0
+    before = sorted(path.name for path in (house.root / "var/quick/queue").rglob("*.env"))
+    # Meanwhile the host has lost what runs the workers, and what they run.
+    for folder in ("supervisor", "bin"):
+        shutil.rmtree(house.root / folder)
+    (house.root / "etc/host.json").unlink()
+    back = house.play("setup")
+    assert back.rc == 0, back.failures
+    assert {"Make the virtual environment", "Install supervisord", "Write the program"} < set(back.changed)
+    assert sorted(path.name for path in (house.root / "var/quick/queue").rglob("*.env")) == before
     house.wait("running", 2)
     (house.work / "hold").unlink()
     house.wait("done", 5)

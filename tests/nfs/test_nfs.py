@@ -32,7 +32,7 @@ class Pool:
         # One after another: the server first.
         self.server = Machine(self.host, "server", "10.99.0.1")
         self.nodes = [Machine(self.host, f"n{number}", f"10.99.0.1{number}") for number in (1, 2)]
-        program = queue_program.packed("/usr/bin/python3")
+        program = queue_program.packed("/usr/bin/python3", queue_program.sources())
         subprocess.run([HOST, "exec", self.host.name, "sh", "-c", "cat >/program"], input=program, check=True)
         self.nodes[0].sh(f"mkdir -p /shared/sagequeue/bin /shared/work; cp /program /shared/sagequeue/bin/sagequeue; "
                          f"chmod 755 /shared/sagequeue/bin/sagequeue; cat >/shared/work/job.sh <<'E'\n{SCRIPT}E")

@@ -199,7 +199,7 @@ def make_program(path: Path, source: Path | None = None) -> Path:
                 for module in sorted(source.rglob("*.py")):
                     archive.write(module, str(Path("dirqueue") / module.relative_to(source)))
     else:
-        path.write_bytes(queue_program.packed(sys.executable))
+        path.write_bytes(queue_program.packed(sys.executable, queue_program.sources()))
     path.chmod(0o755)
     return path
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "default" / "tests"))
 from batch_site import Site
 
 # The later ones need what the earlier ones leave.
-ORDER = ["test_upgrade", "test_rebuild", "test_losses", "test_teardown"]
+ORDER = ["test_upgrade", "test_rebuild", "test_losses", "test_adopt", "test_teardown"]
 # Deaf to the gate: each job runs until it is let go.
 NAP = """#!/bin/sh
 echo "begins in $SAGEQUEUE_CLAIM"

@@ -33,6 +33,8 @@ def kill_at(site, step, **variables):
         **os.environ,
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "playbooks" / "collections"),
         "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default",
+        # Else a task is named only when it has ended.
+        "ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true",
         "PYTHONUNBUFFERED": "1",
     }
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
