@@ -44,7 +44,8 @@ HOST = {
 }  # fmt: skip
 DISK = {"df": ["df", "-hT"], "inodes": ["df", "-i"], "mounts": ["findmnt", "--real"], "quota": ["quota", "-s"]}
 CONTAINER = {
-    "podman-version": ["podman", "version"], "podman-info": ["podman", "info"], "containers": ["podman", "ps", "--all"],
+    # With its version.
+    "podman-info": ["podman", "info"], "containers": ["podman", "ps", "--all"],
     "images": ["podman", "images", "--all"], "secrets": ["podman", "secret", "ls"], "runtime": ["crun", "--version"],
     "logs": ["podman", "logs", "--tail", str(_LINES), "{container}"],
 }  # fmt: skip
@@ -92,13 +93,12 @@ class Diag:
         self.names = names or jobset.defined(self.root)
         self.parts: dict[str, str] = dict(more or {})
         self.notes: list[str] = []
-        secrets = self._secrets()
-        self.redact = Redactor(secrets, guess=True)
+        # Every value that must not be in the archive, of all jobsets and of the container; and the names of those that Podman keeps.
+        self.secrets: set[str] = set()
+        self.kept: set[str] = {f"{self.container}-jupyter-token"}
+        self._find_secrets()
 
-    def _secrets(self) -> set[str]:
-        """Return every value that must not be in the archive, of all jobsets and of the container."""
-        found: set[str] = set()
-        kept: set[str] = {f"{self.container}-jupyter-token"}
+    def _find_secrets(self) -> None:
         for name in jobset.defined(self.root):
             try:
                 one = jobset.load(self.root, name)
@@ -106,19 +106,19 @@ class Diag:
                 self.notes.append(f"jobset {name}: {explain(exc, name)}")
                 # What can't be understood may hold secrets all the same: none of it is taken, but what looks like one is looked for.
                 with contextlib.suppress(QueueError):
-                    found.update(re.findall(r'"((?:[^"\\]|\\.){4,})"', jobset.current_text(self.root, name)))
+                    self.secrets.update(re.findall(r'"((?:[^"\\]|\\.){4,})"', jobset.current_text(self.root, name)))
                 continue
-            found.update(one.secrets.values())
-            found.update(value for key, value in one.environment.items() if _SECRET_NAME.search(key))
-            kept.update(one.podman_secrets.values())
+            self.secrets.update(one.secrets.values())
+            self.secrets.update(value for key, value in one.environment.items() if _SECRET_NAME.search(key))
+            self.kept.update(one.podman_secrets.values())
         with contextlib.suppress(OSError), open(os.path.join(self.root, "etc", "jupyter.token"), "rb") as file:
-            found.add(file.read(_SIZE).decode("utf-8", "replace").strip())
-        for name in kept:
-            # Older Podmans don't show it; then it can be in no output of theirs either.
-            shown = self._run(["podman", "secret", "inspect", "--showsecret", "--format", "{{.SecretData}}", name])
-            if shown[0] == 0:
-                found.update({shown[1].strip("\n"), shown[1].strip()})
-        return found
+            self.secrets.add(file.read(_SIZE).decode("utf-8", "replace").strip())
+
+    def _ask_for(self, secret: str) -> None:
+        # Older Podmans don't show it; then it can be in no output of theirs either.
+        status, shown = self._run(["podman", "secret", "inspect", "--showsecret", "--format", "{{.SecretData}}", secret])
+        if status == 0:
+            self.secrets.update({shown.strip("\n"), shown.strip()})
 
     def _run(self, argv: list[str]) -> tuple[int | None, str]:
         """Return a command's exit status and what it said; the status is None where it could not be run to its end."""
@@ -162,7 +162,7 @@ class Diag:
         """Collect everything; what can't be had is noted, and no error."""
         tasks: dict[str, Callable[[], str]] = {}
         windows = WSL if wsl.is_wsl() else {}
-        for folder, commands in (("host", HOST), ("disk", DISK), ("container", CONTAINER), ("units", UNITS), ("wsl", windows)):
+        for folder, commands in (("container", CONTAINER), ("units", UNITS), ("host", HOST), ("disk", DISK), ("wsl", windows)):
             for name, argv in commands.items():
                 tasks[f"{folder}/{name}.txt"] = lambda argv=argv: self._command([self._fill(word) for word in argv])  # type: ignore[misc]
         for folder, patterns in FILES.items():
@@ -182,7 +182,11 @@ class Diag:
                 path = getattr(Layout(self.root, name), end)
                 tasks[f"queues/{name}/{end}.jsonl"] = lambda path=path: self._file(path)  # type: ignore[misc]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            self.parts.update(zip(tasks, pool.map(self._task, tasks.values())))
+            # What takes longest comes first.
+            found = pool.map(self._task, tasks.values())
+            asked = pool.map(self._ask_for, self.kept)
+            self.parts.update(zip(tasks, found))
+            list(asked)
 
     def _task(self, call: Callable[[], str]) -> str:
         began = time.monotonic()
@@ -272,6 +276,7 @@ class Diag:
         Raises:
             QueueError: it can't be written.
         """
+        redact = Redactor(self.secrets, guess=True)
         now, node = owner.now(), os.uname().nodename
         name = f"sagequeue-diag-{node}-{re.sub('[^0-9T]', '', now[:19])}Z"
         path = os.path.join(os.path.abspath(os.path.expanduser(folder or os.path.join(self.root, "diag"))), f"{name}.tar.gz")
@@ -294,8 +299,8 @@ class Diag:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as tar:
                 for inside, text in files.items():
-                    data = self.redact(text).encode("utf-8", "replace")
-                    entry = tarfile.TarInfo(f"{name}/{self.redact(inside)}")
+                    data = redact(text).encode("utf-8", "replace")
+                    entry = tarfile.TarInfo(f"{name}/{redact(inside)}")
                     entry.size, entry.mode, entry.mtime = len(data), 0o600, int(time.time())
                     tar.addfile(entry, io.BytesIO(data))
             os.replace(temporary, path)
