@@ -81,10 +81,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.backup import restore, told
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.restore import restore, told
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
 
 

@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 from . import job, owner
-from .backup import _copy_to, _plain
+from .backup import plain
 from .errors import MalformedJob, QueueError
 from .job import SUFFIX
 from .layout import STATES, Refused, open_own, sync_folder, write_own
 from .queue import Queue
+from .restore import copy_to
 
 ASIDE = "adopted"
 _MAX_BYTES = 1 << 20
@@ -161,7 +162,7 @@ def workers(older: Older) -> dict[int, list[str]]:
     """Return the living workers of theirs: the pid of each, and the jobs that it runs."""
     running = older.folder("running")
     found: dict[int, list[str]] = {}
-    for entry in _plain(running):
+    for entry in plain(running):
         if entry.endswith(SUFFIX + owner.SUFFIX):
             with contextlib.suppress(OSError), open(os.path.join(running, entry), "rb", opener=open_own) as file:
                 record = owner.parse(file.read(job.MAX_BYTES))
@@ -245,7 +246,7 @@ def programs(older: Older, values: dict[str, str]) -> dict[int, str]:
     if values.get("JOBSET") != older.name or not values.get("SCRIPT"):
         return {}
     offsets = {}
-    ran = {entry[: -len(SUFFIX)] for entry in _plain(older.folder("running")) if entry.endswith(SUFFIX)} | interrupted(older)
+    ran = {entry[: -len(SUFFIX)] for entry in plain(older.folder("running")) if entry.endswith(SUFFIX)} | interrupted(older)
     for name in ran:
         for state in ("running", "failed", "pending"):
             path = os.path.join(older.folder(state), name + SUFFIX)
@@ -365,7 +366,7 @@ def _put_aside(older: Older, path: str, state: str) -> None:
 
 def _take_logs(queue: Queue, older: Older, prefix: str, refused: dict[str, str], check: bool) -> int:
     taken = 0
-    for entry in _plain(os.path.join(older.base, "log")):
+    for entry in plain(os.path.join(older.base, "log")):
         parts = _OFFSET_LOG.match(entry)
         name = older.name + parts[2] if parts and parts[1] == prefix else entry
         source, target = os.path.join(older.base, "log", entry), os.path.join(queue.layout.log, name)
@@ -381,7 +382,7 @@ def _take_logs(queue: Queue, older: Older, prefix: str, refused: dict[str, str],
                 if exc.errno != errno.EXDEV:
                     raise
                 # On another file system: theirs stays.
-                _copy_to(source, target)
+                copy_to(source, target)
     if taken and not check:
         sync_folder(queue.layout.log)
     return taken
@@ -400,6 +401,6 @@ def foresee(older: Older, in_place: bool) -> dict[str, Any]:
             except (MalformedJob, Refused) as exc:
                 refused[f"queue/{state}/{entry}"] = str(getattr(exc, "strerror", None) or exc)
     counts = {state: jobs[state] for state in STATES}
-    logs = 0 if in_place else len(_plain(os.path.join(older.base, "log")))
+    logs = 0 if in_place else len(plain(os.path.join(older.base, "log")))
     taken = dict.fromkeys(STATES, 0) if in_place else counts
     return {"jobs": taken, "counts": counts, "in_place": in_place, "logs": logs, "refused": refused}

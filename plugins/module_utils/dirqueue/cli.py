@@ -200,13 +200,13 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from . import backup
+    from . import restore
 
     with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
-        done = backup.restore(queue, options.file, options.keep_state_files)
+        done = restore.restore(queue, options.file, options.keep_state_files)
         if done["changed"]:
             recover(queue, make(queue.layout, queue.jobset), log=_say)
-    _say(backup.told(done))
+    _say(restore.told(done))
     return 0
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, job, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, job, jobset, owner, restore
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -97,7 +97,7 @@ def test_there_and_back(host: Any, queue: Queue, elsewhere: Any) -> None:
         backup.backup(queue, str(path))
 
     there = elsewhere.queue()
-    done = backup.restore(there, str(path))
+    done = restore.restore(there, str(path))
     assert done["changed"] and done["kept"] == done["aside"] == []
     assert elsewhere.states() == states == host.states() and elsewhere.owners() == []
     for name, state in states.items():
@@ -109,7 +109,7 @@ def test_there_and_back(host: Any, queue: Queue, elsewhere: Any) -> None:
     assert sorted(os.listdir(there.layout.run)) == sorted(
         ["staging", "workers", "malformed", "queue.lock", "history.jsonl", "restored.json"]
     )
-    assert backup.restore(there, str(path)) == {**done, "changed": False, "msg": done["msg"].replace("restored", "restored already")}
+    assert restore.restore(there, str(path)) == {**done, "changed": False, "msg": done["msg"].replace("restored", "restored already")}
     assert [change.new_state for change in recover(there, make(there.layout, there.jobset))] == ["pending"]
     there.open_gate()
     elsewhere.script("exit 0\n")
@@ -122,7 +122,7 @@ def test_a_held_job_stays_held(host: Any, queue: Queue, elsewhere: Any) -> None:
     queue.enqueue([("a", {}), ("b", {})])
     queue.hold(["a"], "anna")
     made = backup.backup(queue, str(host.base / "t.tar.gz"), [])
-    backup.restore(elsewhere.queue(), str(host.base / "t.tar.gz"))
+    restore.restore(elsewhere.queue(), str(host.base / "t.tar.gz"))
     assert made["counts"]["pending"] == 2 and elsewhere.states() == {"a": "held", "b": "pending"}
     assert elsewhere.values("a")["HELD_BY"] == "anna"
 
@@ -134,7 +134,7 @@ def test_who_solved_it_is_done_elsewhere(host: Any, queue: Queue, elsewhere: Any
     path = str(host.base / "t.tar.gz")
     backup.backup(queue, path)
     there = elsewhere.queue()
-    backup.restore(there, path)
+    restore.restore(there, path)
     recover(there, make(there.layout, there.jobset))
     assert elsewhere.states() == {"t_off0": "done"} and elsewhere.values("t_off0")["REASON"] == "solved"
 
@@ -149,7 +149,7 @@ def test_a_batch_goes_along(host: Any, queue: Queue, elsewhere: Any) -> None:
     path = str(host.base / "t.tar.gz")
     assert backup.backup(queue, path)["counts"] == {"pending": 1197, "running": 0, "done": 3, "failed": 0} == queue.counts()
     there = elsewhere.queue()
-    backup.restore(there, path)
+    restore.restore(there, path)
     assert there.counts() == queue.counts()
     there_holder = owner.Holder(there.layout.workers, "t-1")
     names = []
@@ -212,7 +212,7 @@ def test_backups_while_workers_are_at_it(host: Any, queue: Queue, tmp_path: Path
             there.define()
             there.script("exit 0\n")
             with there.queue() as restored:
-                assert backup.restore(restored, str(path))["changed"]
+                assert restore.restore(restored, str(path))["changed"]
                 before = there.states()
                 recover(restored, make(restored.layout, restored.jobset))
                 if path != made[-1]:
@@ -310,7 +310,7 @@ def test_a_restore_that_is_killed_ends_right_when_it_is_run_again(host: Any, que
 
         def once() -> None:
             with Queue(Layout(str(elsewhere.root), "t"), jobset.load(str(elsewhere.root), "t")) as there:
-                backup.restore(there, path)
+                restore.restore(there, path)
 
         killed = killed_at(once, number)
         amid += 0 < len(elsewhere.states()) < len(states)
@@ -322,7 +322,7 @@ def test_a_restore_that_is_killed_ends_right_when_it_is_run_again(host: Any, que
                 assert (elsewhere.work / "state_a_0.txt").read_text() == "17\n"
             if "pending" in placed.values():
                 assert set(states) - set(placed) <= {name for name, state in states.items() if state == "pending"}
-            backup.restore(there, path)
+            restore.restore(there, path)
             assert elsewhere.states() == states and there.gate() == queue.gate()
             assert elsewhere.log("good") == "of good\n" and len(elsewhere.history()) == 2
             assert (elsewhere.work / "state_a_0.txt").read_text() == "17\n"
@@ -339,17 +339,17 @@ def test_a_restore_goes_into_a_queue_without_jobs_alone(host: Any, queue: Queue,
     there = elsewhere.queue()
     there.enqueue([("mine", {})])
     with pytest.raises(QueueError, match=r"has jobs here already \(1 pending\).*purge_queue.*nothing was changed"):
-        backup.restore(there, path)
+        restore.restore(there, path)
     assert elsewhere.states() == {"mine": "pending"}
     there.remove(None)
     (elsewhere.work / "state_a_0.txt").write_text("5\n", encoding="utf-8")
     with pytest.raises(QueueError, match=r"1 state files that differ .*\(state_a_0.txt\).*keep_state_files"):
-        backup.restore(there, path)
+        restore.restore(there, path)
     assert elsewhere.states() == {}
     (Path(there.layout.log) / "good.log").write_text("older\n", encoding="utf-8")
-    predicted = backup.restore(there, path, keep_state_files=True, check=True)
+    predicted = restore.restore(there, path, keep_state_files=True, check=True)
     assert predicted["changed"] and elsewhere.states() == {}
-    done = backup.restore(there, path, keep_state_files=True)
+    done = restore.restore(there, path, keep_state_files=True)
     assert done["kept"] == [str(elsewhere.work / "state_a_0.txt")] and (elsewhere.work / "state_a_0.txt").read_text() == "5\n"
     assert elsewhere.log("good") == "of good\n" and [Path(one).read_text() for one in done["aside"]] == ["older\n"]
     # What was removed meanwhile comes back by a second restore.
@@ -357,7 +357,7 @@ def test_a_restore_goes_into_a_queue_without_jobs_alone(host: Any, queue: Queue,
     recover(there, make(there.layout, there.jobset))
     holder.release()
     there.remove(None)
-    assert backup.restore(there, path, keep_state_files=True)["changed"] and len(elsewhere.states()) == 5
+    assert restore.restore(there, path, keep_state_files=True)["changed"] and len(elsewhere.states()) == 5
 
 
 def forged(path: Path, change: Callable[[list[tuple[tarfile.TarInfo, bytes]]], Any]) -> Path:
@@ -435,7 +435,7 @@ def test_a_hostile_archive_changes_nothing(host: Any, queue: Queue, elsewhere: A
     change, reason = HOSTILE[what]
     with Queue(Layout(str(elsewhere.root), "t"), jobset.load(str(elsewhere.root), "t")) as there:
         with pytest.raises(QueueError, match=reason) as error:
-            backup.restore(there, str(forged(path, change)))
+            restore.restore(there, str(forged(path, change)))
         assert "nothing was changed" in str(error.value)
         assert elsewhere.states() == {} and os.listdir(elsewhere.work) == [] and os.listdir(there.layout.log) == []
         assert sorted(os.listdir(there.layout.run)) == ["malformed", "staging", "workers"]
@@ -451,7 +451,7 @@ def test_what_is_no_archive_or_not_whole(host: Any, queue: Queue, elsewhere: Any
     for bad in [*bombs, *(data[:cut] for cut in range(1, len(data), len(data) // 40)), data[:-20] + b"x" + data[-19:]]:
         (host.base / "bad.tar.gz").write_bytes(bad)
         with pytest.raises(QueueError, match="nothing was changed"):
-            backup.restore(there, str(host.base / "bad.tar.gz"))
+            restore.restore(there, str(host.base / "bad.tar.gz"))
         assert elsewhere.states() == {} and sorted(os.listdir(there.layout.run)) == ["malformed", "staging", "workers"]
 
 
