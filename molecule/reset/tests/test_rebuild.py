@@ -70,7 +70,7 @@ def test_check_mode_says_what_would_happen(site, broken):
     assert not site.sh("ls ~/sagequeue/var | grep rebuild || true")
 
 
-@pytest.mark.parametrize("step", [*STEPS, *(pytest.param(step, marks=pytest.mark.long) for step in MORE)])
+@pytest.mark.parametrize("step", [*(pytest.param(step, marks=pytest.mark.long) for step in MORE), *STEPS])
 def test_killed(site, broken, step):
     site.until_counts("half", seconds=60, running=2)
     # Deaf jobs are waited for as long as it takes; then they are put back.

@@ -27,7 +27,7 @@ from .runners import Command, Outcome, Runner, Running, carried, identity, make
 # runner is ready, how often a running job's memory is read, and whether somebody wants the job killed, how long it waits before it
 # tries again what failed for want of a container, of disk or the like.
 _IDLE = 0.1
-_ARMED = 2.0
+_ARMED = 4.0
 _READY = 5.0
 _SAMPLE = 5.0
 _ASK = 1.0
