@@ -48,7 +48,6 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Mapping
@@ -61,6 +60,8 @@ from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils import color
 from ansible.utils.vars import load_extra_vars
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.progress import duration
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.memory import Memory
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.words import plain, reason, said, visible, wrap
 
 # Whose failures are written for people: no more than their message is printed.
 _SPEAKING = ("ansible.builtin.fail", "ansible.builtin.assert", "fail", "assert")
@@ -69,72 +70,6 @@ _DEBUG = ("ansible.builtin.debug", "ansible.legacy.debug", "debug")
 _ASKING = ("ansible.builtin.pause", "ansible.legacy.pause", "pause")
 # What a debug task's result holds beside the variable that it shows.
 _NOT_SHOWN = ("changed", "failed", "skipped", "invocation", "skip_reason", "ansible_loop_var", "ansible_index_var", "ansible_loop", "item")
-# What a job or a program printed must not reach the terminal as a command to it.
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != ord("\t")}
-# Tasks that took less are not remembered, and no time left is told (seconds).
-_LONG = 5.0
-# How many tasks are remembered.
-_REMEMBERED = 500
-
-
-def visible(value: Any) -> list[str]:
-    """Return the lines of a text, or of anything else as JSON, with control characters made visible."""
-    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    return [line.translate(_VISIBLE).expandtabs() for line in text.splitlines()]
-
-
-def table(rows: list[Mapping[str, Any]], width: int) -> list[str]:
-    """Return the lines of a table, a column a key; where it is too wide, a paragraph a row."""
-    columns = list(dict.fromkeys(str(key) for row in rows for key in row))
-    cells = [["" if row.get(column) is None else " ".join(visible(row[column])) for column in columns] for row in rows]
-    numbers = [all(isinstance(row.get(column), (int, float)) for row in rows) for column in columns]
-    widths = [max(map(len, column)) for column in zip(columns, *cells)]
-    if sum(widths) + 2 * len(widths) - 2 > width:
-        pairs = [[f"{name}: {cell}" for name, cell in zip(columns, line) if cell] for line in cells]
-        return [line for number, row in enumerate(pairs) for line in [""] * bool(number) + row]
-    return [
-        "  ".join(cell.rjust(size) if number else cell.ljust(size) for cell, size, number in zip(line, widths, numbers)).rstrip()
-        for line in [columns, *cells]
-    ]
-
-
-def said(message: Any, width: int) -> list[str]:
-    """Return what a debug task says as lines."""
-    if isinstance(message, (list, tuple)):
-        if message and all(isinstance(row, Mapping) for row in message):
-            return table(list(message), width)
-        return [line for one in message for line in visible(one) or [""]]
-    return visible(message)
-
-
-def wrap(line: str, width: int) -> list[str]:
-    """Return a line as lines of at most this width; what goes on is indented, so that lists and tables can still be read."""
-    indent = " " * min(len(line) - len(line.lstrip()) + 2, width // 2)
-    return textwrap.wrap(line, max(width, 20), subsequent_indent=indent, replace_whitespace=False, break_on_hyphens=False) or [""]
-
-
-def reason(result: Mapping[str, Any]) -> list[str]:
-    """Return why a task failed: its message and, for a command, the end of what it printed."""
-    message = result.get("msg") or result.get("reason") or result.get("censored") or "no reason was given"
-    if isinstance(message, str):
-        message = message.removeprefix("Task failed: ")
-    command = result.get("cmd")
-    if result.get("rc") and command and "non-zero return code" in str(message):
-        words = command if isinstance(command, str) else " ".join(map(str, command))
-        message = f"{textwrap.shorten(words, 200, placeholder=' ...')} ended with exit status {result['rc']}"
-    lines = said(message, sys.maxsize)
-    for key in ("stderr", "module_stderr", "stdout", "module_stdout"):
-        if result.get(key) and not any(line in lines for line in visible(result[key])[-1:]):
-            return lines + [f"  {line}" for line in visible(result[key])[-10:]]
-    return lines
-
-
-def plain(result: Any) -> Any:
-    """Return a result without what only Ansible itself has use for."""
-    if isinstance(result, Mapping):
-        hidden = ("invocation", "exception", "warnings", "deprecations")
-        return {key: plain(value) for key, value in result.items() if key not in hidden and not str(key).startswith("_ansible_")}
-    return [plain(one) for one in result] if isinstance(result, (list, tuple)) else result
 
 
 def may_be_rescued(task: Any) -> bool:
@@ -145,41 +80,6 @@ def may_be_rescued(task: Any) -> bool:
             return True
         child, parent = parent, getattr(parent, "_parent", None)
     return False
-
-
-class Memory:
-    """How long tasks took in former runs: by host and task, apart for those that changed something and those that didn't."""
-
-    def __init__(self) -> None:
-        self._file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sagequeue", "durations.json")
-        self._known: dict[str, dict[str, float]] = {}
-        self._learnt = False
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            for key, spans in json.loads(self._file.read_text(encoding="utf-8")).items():
-                self._known[key] = {kind: float(seconds) for kind, seconds in spans.items()}
-
-    def learn(self, host: str, task: str, changed: bool, seconds: float) -> None:
-        """Remember what took long."""
-        if task and seconds >= _LONG:
-            spans = self._known.pop(f"{host}: {task}", {})
-            self._known[f"{host}: {task}"] = {**spans, "changed" if changed else "unchanged": round(seconds, 1)}
-            self._learnt = True
-
-    def usual(self, hosts: list[str], task: str, elapsed: float) -> Optional[float]:
-        """Return how long the task takes: when it is known, and it can't be one of the quick runs that change nothing."""
-        spans = [self._known.get(f"{host}: {task}", {}) for host in hosts]
-        if elapsed <= max((one.get("unchanged", 0.0) for one in spans), default=0.0):
-            return max(one.get("unchanged", 0.0) for one in spans)
-        return max((one.get("changed", 0.0) for one in spans), default=0.0) or None
-
-    def save(self) -> None:
-        """Write what was learnt. Without a place for it nothing is remembered."""
-        if self._learnt:
-            with contextlib.suppress(OSError):
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                new = self._file.with_suffix(f".{os.getpid()}")
-                new.write_text(json.dumps(dict(list(self._known.items())[-_REMEMBERED:]), indent=1), encoding="utf-8")
-                new.replace(self._file)
 
 
 def _own(method: Callable[..., None]) -> Callable[..., None]:

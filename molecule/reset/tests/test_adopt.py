@@ -77,7 +77,12 @@ def older(site):
         " systemctl --user enable --now sagequeue@1 sagequeue-recover.timer"
     )
     site.until(lambda: site.sh("cat ~/Jupyter/ran.* 2>/dev/null || true") == "began", 60, "a job of the older scripts runs")
-    return site.sh("ls ~/src/var/rook/queue/running/*.env")
+    yield site.sh("ls ~/src/var/rook/queue/running/*.env")
+    # What is theirs is not for teardown to remove.
+    site.sh(
+        f"rm -r ~/src ~/.config/sagequeue; cd ~/.config/systemd/user && rm {' '.join(UNITS)} && systemctl --user daemon-reload;"
+        " rmdir --ignore-fail-on-non-empty default.target.wants timers.target.wants 2>/dev/null || true"
+    )
 
 
 def test_their_units_are_disabled_and_their_jobs_come_over(site, older):

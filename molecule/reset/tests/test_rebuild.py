@@ -102,7 +102,7 @@ def test_run_again_it_ends_right(site, broken):
 
 
 def test_a_build_that_fails_leaves_all_as_it_was(site, broken):
-    play = site.play("rebuild_image", ok=False, sagequeue_userns="mapped", sage_image_pycryptosat_version="0.0.0")
+    play = site.play("rebuild_image", ok=False, sagequeue_userns="mapped", put_back=True, sage_image_pycryptosat_version="0.0.0")
     assert play.rc != 0 and "All goes on as before, with the image from before: open: the gates of half, petersen" in play.errors
     site.until_counts("half", seconds=60, running=2)
     assert site.sh("ls ~/sagequeue/var | grep rebuild || true") == ""

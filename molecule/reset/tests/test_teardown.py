@@ -8,7 +8,7 @@ import re
 DATA = re.compile(
     r"/home/researcher(/sagequeue(/var(/|$)|/sage(/|$)|$)|/Jupyter|/\.jupyter|/\.sagequeue-|/\.cache)"
     r"|/home/researcher/\.(local(/share(/containers(/|$)|$)|$)|config$)"
-    r"|/etc/(wsl\.conf|sub[ug]id|mtab|ld\.so|alternatives|apparmor|containers|\.updated)|/mnt/c/Users/anna/\.wslconfig"
+    r"|/etc/(wsl\.conf|sysctl\.d/60-sagequeue\.conf|sub[ug]id|mtab|ld\.so|alternatives|apparmor|containers|\.updated)|/mnt/c/Users/anna/\.wslconfig"
 )
 
 
