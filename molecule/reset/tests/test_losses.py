@@ -81,6 +81,9 @@ def half(site):
     site.play("restart", jobset="half")
     site.until_counts("half", seconds=60, running=0)
     assert site.progress("half")["counts"] == {"pending": 3, "running": 0, "done": 3, "failed": 0}
+    # What others left is put right before anything is lost.
+    site.setup()
+    assert site.setup().changed == []
     limit = site.sh("cat /proc/sys/user/max_user_namespaces")
     yield site.queue()
     site.sh(f"echo {limit} >/proc/sys/user/max_user_namespaces", root=True)

@@ -300,8 +300,9 @@ class Control(Intake):
             try:
                 try:
                     with open(staged, "x", encoding="utf-8") as file:
-                        # Whoever a container runs its programs as may read it, whatever the umask is.
-                        os.fchmod(file.fileno(), 0o644)
+                        # Whoever a container runs its programs as may read it, whatever the umask is; where there are ACLs, these say who.
+                        if not _has_acl(file.fileno()):
+                            os.fchmod(file.fileno(), 0o644)
                         file.write(text)
                         file.flush()
                         os.fsync(file.fileno())
@@ -338,6 +339,13 @@ class Control(Intake):
 
 def _not_held(values: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in values.items() if key not in ("HELD_AT", "HELD_BY")}
+
+
+def _has_acl(fd: int) -> bool:
+    """Tell whether a file's rights are more than its mode (acl(5))."""
+    with contextlib.suppress(OSError):
+        return "system.posix_acl_access" in os.listxattr(fd)
+    return False
 
 
 def _me() -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -214,6 +215,20 @@ def test_a_gate_that_a_program_closed_stays_as_it_is(queue: Queue) -> None:
     assert not queue.close_gate("anna")
     queue.enqueue(queue.jobset.offset_jobs())
     assert queue.gate().solved_by == "t_off1" and not queue.gate().requested
+
+
+@pytest.mark.skipif(not shutil.which("setfacl"), reason="setfacl is not installed")
+@pytest.mark.parametrize(("acl", "rights"), [("", "other::r--"), ("d:u:12345:rwx,d:o::-", "user:12345:rwx\t#effective:rw-")])
+def test_who_may_read_a_gate(host: Any, queue: Queue, acl: str, rights: str) -> None:
+    if acl:
+        subprocess.run(["setfacl", "-m", acl, str(host.work)], check=True)
+    before = os.umask(0o077)
+    try:
+        queue.close_gate("anna")
+    finally:
+        os.umask(before)
+    said = subprocess.run(["getfacl", "--omit-header", "-p", queue.jobset.gate], capture_output=True, text=True, check=True).stdout
+    assert rights in said.splitlines(), said
 
 
 def test_a_gate_that_is_no_file_is_closed(queue: Queue, holder: owner.Holder) -> None:
