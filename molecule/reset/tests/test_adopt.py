@@ -50,6 +50,7 @@ UNITS = {
 }
 # Waits until it is let go, and appends who runs it: two solvers of one offset would show.
 SOLVER = """import os, sys, time
+os.chdir("/home/sage/notebooks")
 offset = sys.argv[sys.argv.index("--offset") + 1]
 open(f"ran.{offset}", "a").write("began\\n")
 while not os.path.exists("go.older"):

@@ -19,7 +19,8 @@ def differences(before, after):
 def test_teardown_leaves_the_host_as_it_was(site):
     queue = site.queue()
     assert site.play("teardown", remove_image=True).changed
-    assert differences(site.found, site.listing()) == []
+    left = differences(site.found, site.listing())
+    assert not left, "\n".join(left)
     assert site.queue() == queue
     left = site.sh("podman ps -a; podman images; podman secret ls; systemctl --user list-units --all --plain --no-legend")
     assert "sagequeue" not in left.replace("sagequeue-sage-base", "")

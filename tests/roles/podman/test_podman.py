@@ -22,6 +22,25 @@ def test_installs_what_is_missing_and_nothing_twice(podman_host):
 
 
 @pytest.fixture
+def hardened(podman_host):
+    """A file in the place of the kernel's own limit, which all hosts of this machine share."""
+    podman_host.sh("echo 0 >/run/limit; mount --bind /run/limit /proc/sys/user/max_user_namespaces")
+    yield
+    podman_host.sh("umount /proc/sys/user/max_user_namespaces; rm /run/limit /etc/sysctl.d/60-sagequeue.conf")
+
+
+def test_a_kernel_that_forbids_user_namespaces_is_told_to_allow_them(podman_host, hardened):
+    predicted = podman_host.play("podman", check=True)
+    assert predicted.rc == 0, predicted.errors
+    first = podman_host.play("podman")
+    assert first.rc == 0, first.errors
+    assert "Let ordinary users make user namespaces" in first.changed
+    assert podman_host.sh("cat /run/limit /etc/sysctl.d/60-sagequeue.conf").split() == ["15000", "user.max_user_namespaces=15000"]
+    second = podman_host.play("podman")
+    assert (second.rc, second.changed) == (0, [])
+
+
+@pytest.fixture
 def user_without_range(podman_host):
     podman_host.sh("useradd -m norange; sed -i /^norange:/d /etc/subuid /etc/subgid")
     yield "norange"
