@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import batch
@@ -18,7 +19,6 @@ from .errors import MalformedJob, QueueError, explain, is_shortage
 from .job import check_name, is_name, own_values
 from .layout import Layout, open_own, sync_folder
 
-RUNNERS = ("podman_exec", "podman_run", "process")
 SUPERVISORS = ("systemd", "supervisord", "slurm", "htcondor")
 ENGINES = ("slurm", "htcondor")
 
@@ -94,6 +94,13 @@ _OPTION = re.compile(r"--([a-z][a-z0-9_-]*)(?:=(.*))?\Z", re.DOTALL)
 _OPTION_NAME = re.compile(r"[A-Za-z+][A-Za-z0-9_.+-]{0,99}\Z")
 _ADDRESS = re.compile(r"(https?)://[^/\s]+|(mailto):[A-Za-z0-9_][A-Za-z0-9_.+=-]*(@[A-Za-z0-9.-]+)?\Z")
 _PODMAN_SECRET = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}\Z")
+
+
+def _runners() -> list[str]:
+    # The one thing that a definition asks of what rests on it: only there is it known which there are.
+    from .runners import NAMES
+
+    return NAMES
 
 
 def nearest(word: str, words: list[str]) -> str:
@@ -252,7 +259,7 @@ class Jobset:
             return {str(name): str(text) for name, text in value.items()}
         if not isinstance(value, str) or "\0" in value or "\n" in value:
             raise QueueError(f"{where} is {value!r}; it must be one line of text")
-        choices = {"runner": RUNNERS, "supervisor": SUPERVISORS}.get(check)
+        choices: Sequence[str] = _runners() if check == "runner" else SUPERVISORS if check == "supervisor" else ()
         if choices and value not in choices:
             raise QueueError(f"{where} is {value!r}{nearest(value, list(choices))} (it can be {', '.join(choices)})")
         if check == "path":

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, ClassVar, NamedTuple, Optional
 
 from .. import owner
 from ..errors import NotReady, is_shortage
@@ -180,7 +180,7 @@ def memory_of(pids: list[int]) -> int:
 
 
 def memory_of_claims(claims: set[str]) -> dict[str, int]:
-    """Return the peak resident size of each claim's processes now, in KiB, as far as they can be seen; without podman's own."""
+    """Return the peak resident size of each claim's processes now, in KiB, as far as they can be seen; without the clients' own."""
     found: dict[str, int] = {}
     for pid in filter(str.isdigit, os.listdir("/proc") if claims else []):
         with contextlib.suppress(OSError, StopIteration):
@@ -188,19 +188,25 @@ def memory_of_claims(claims: set[str]) -> dict[str, int]:
                 variables = file.read().split(b"\0")
             claim = next(os.fsdecode(word[16:]) for word in variables if word.startswith(b"SAGEQUEUE_CLAIM="))
             with open(f"/proc/{pid}/comm", "rb") as file:
-                if claim in claims and file.read().strip() not in (b"podman", b"conmon"):
+                if claim in claims and file.read().strip() not in (b"podman", b"conmon", b"docker"):
                     found[claim] = found.get(claim, 0) + memory_of([int(pid)])
     return found
 
 
 class Runner:
-    """Base of all runners.
+    """Base of all runners. One that has a name can be a jobset's: class Docker(Runner, name="docker").
 
     Args:
         layout: where the jobset lives.
         jobset: its definition.
         log: told what an operator may want to know.
     """
+
+    kinds: ClassVar[dict[str, type[Runner]]] = {}
+
+    def __init_subclass__(cls, name: str = "") -> None:
+        if name:
+            cls.kinds[name] = cls
 
     def __init__(self, layout: Layout, jobset: Jobset, log: Callable[[str], None] = lambda _text: None) -> None:
         self.layout = layout

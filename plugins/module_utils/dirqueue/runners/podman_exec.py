@@ -14,6 +14,7 @@ it carries: the container's processes are processes of the host, which a process
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pkgutil
 import re
@@ -29,7 +30,9 @@ from typing import Optional
 from ..errors import NotReady, is_shortage
 from . import agent
 from .base import Command, Outcome, Running, agent_name, end_carriers
-from .podman import PATIENCE, Podman, podman
+from .client import PATIENCE, Client, ask
+
+podman = functools.partial(ask, "podman")
 
 # Seconds that an agent gets to say its first word, or a later one, and for how long there is none when one was lost.
 _FIRST = 10.0
@@ -143,7 +146,7 @@ class Delegated(Running):
 _PROGRAM = ["python3", "-ISc", "import os; exec(os.read(3, 65536))"]
 
 
-class PodmanExec(Podman):
+class PodmanExec(Client, name="podman_exec"):
     """Runs commands in a container that is running already."""
 
     _checked = ""

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 from ..errors import NotReady
 from .base import Command, Running, end_carriers
-from .podman import Podman, podman
+from .client import Client, ask
+
+podman = functools.partial(ask, "podman")
 
 
-class PodmanRun(Podman):
+class PodmanRun(Client, name="podman_run"):
     """Runs each command in a container of its own."""
 
     def ready(self) -> str:

@@ -13,7 +13,7 @@ from ..errors import NotReady
 from .base import Command, Outcome, Runner, Running, end_carriers
 
 
-class Process(Runner):
+class Process(Runner, name="process"):
     """Runs commands on the host itself."""
 
     def ready(self) -> str:

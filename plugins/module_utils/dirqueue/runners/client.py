@@ -1,7 +1,7 @@
 # Copyright (c) the sagequeue.batch authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the two Podman runners share: calling podman, passing variables, reading exit statuses."""
+"""What runners share that let a container engine do it: calling its client, passing variables, reading exit statuses."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from ..errors import NotReady
 from ..jobset import PODMAN_OBEYS
 from .base import Command, Outcome, Runner, Running, carriers, memory_of, session_of
 
-# Seconds after which a podman call that should take a tenth of one is given up.
+# Seconds after which a call that should take a tenth of one is given up.
 PATIENCE = 60
 
 
-def podman(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run podman and return what it said.
+def ask(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run an engine's client, such as podman, and return what it said.
 
     Raises:
         NotReady: it is not there, or does not answer.
     """
     try:
         return subprocess.run(
-            ["podman", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
         )
     except FileNotFoundError as exc:
-        raise NotReady("podman is not installed; run setup, or choose the runner process") from exc
+        raise NotReady(f"{program} is not installed; install it (setup does that for podman), or choose the runner process") from exc
     except subprocess.TimeoutExpired as exc:
-        raise NotReady(f"podman {words[0]} has not answered for {PATIENCE} s") from exc
+        raise NotReady(f"{program} {words[0]} has not answered for {PATIENCE} s") from exc
 
 
-class Podman(Runner):
-    """Base of the runners whose started process is a podman client."""
+class Client(Runner):
+    """Base of the runners whose started process is an engine's client."""
 
     def _start(self, words: list[str], target: str, command: Command, carries: dict[str, str], token: str) -> Running:
-        """Start podman with some words, the command's variables, the container or image, and the command."""
-        # By name only, so that their values stand in no process list; but for those that podman itself would obey.
+        """Start the client with some words, the command's variables, the container or image, and the command."""
+        # By name only, so that their values stand in no process list; but for those that the client itself would obey.
         passed = {name: value for name, value in command.environment.items() if not PODMAN_OBEYS.match(name)}
         options = []
         for name, value in command.environment.items():
@@ -46,7 +46,7 @@ class Podman(Runner):
         return Running(pid, carries, token)
 
     def sample(self, running: Running) -> None:
-        """See Runner.sample. The podman client, in its own session, carries the variables, too, and does not count."""
+        """See Runner.sample. The client, in its own session, carries the variables, too, and does not count."""
         pids = [pid for pid in carriers(running.carries) if session_of(pid) != running.session]
         running.peak_kib = max(running.peak_kib, memory_of(pids or self._hidden(running)))
 
@@ -55,7 +55,7 @@ class Podman(Runner):
         return []
 
     def _outcome(self, running: Running, code: int, client_kib: int) -> Outcome:
-        # podman exits with 128 + N where the command ended by signal N.
+        # A client exits with 128 + N where the command ended by signal N.
         if code > 128 and code - 128 in {int(number) for number in signal.Signals}:
             return Outcome(None, code - 128, running.peak_kib or None)
         return Outcome(code if code >= 0 else None, -code if code < 0 else None, running.peak_kib or None)
