@@ -330,7 +330,8 @@ def main(arguments: Optional[list[str]] = None, program: str = "") -> int:
         program: the program's file, whose folder's parent is the root.
     """
     options = parser().parse_args(arguments)
-    options.program = program
+    # A worker does not stay in this folder.
+    options.program = program and os.path.abspath(program)
     options.root = os.path.abspath(os.path.expanduser(options.root)) if options.root else _root(program)
     # A job's files are private to the user, whatever the umask is.
     os.umask(0o077)
