@@ -4,10 +4,10 @@
 # SPDX-License-Identifier: MIT
 """Start jobs in a container by the agent, by podman exec and by crun exec, and print as JSON what became of them, or how long they took.
 
-usage: compare.py PROGRAM CONTAINER FOLDER [ROUNDS]
+usage: [RUNNER=docker_exec] compare.py PROGRAM CONTAINER FOLDER [ROUNDS]
 
 PROGRAM is the program sagequeue, FOLDER one in the container. With ROUNDS: the seconds of that many no-op jobs, by each way in
-turns. Run it as the container's user, on its host.
+turns. Run it as the container's user, on its host. RUNNER=docker_exec has jobs started by that runner and by docker exec.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from dirqueue.layout import Layout  # type: ignore[import-not-found]
 from dirqueue.runners import Command, make  # type: ignore[import-not-found]
 
 program, container, folder = sys.argv[1:4]
+kind = os.environ.get("RUNNER", "podman_exec")
+ours, client = {"podman_exec": ("agent", "podman"), "docker_exec": ("docker_exec", "docker")}[kind]
 jobset = Jobset(
-    "t", {"script": ".", "command": "sh", "workdir": "/", "runner": "podman_exec", "container": container, "container_workdir": folder}
+    "t", {"script": ".", "command": "sh", "workdir": "/", "runner": kind, "container": container, "container_workdir": folder}
 )
 said: list[str] = []
 runner = make(Layout(os.path.dirname(os.path.dirname(os.path.abspath(program))), "t"), jobset, said.append)
@@ -81,11 +83,11 @@ def run(by: str, words: list[str], variables: dict[str, str]) -> tuple[Any, byte
     """Run a command to its end; return how it ended and what it printed."""
     reading, writing = os.pipe()
     command = Command(words, {**variables, **CLAIM}, writing)
-    if by == "agent":
+    if by == ours:
         running = runner.start(command, CLAIM, token)
-        assert not running.session, said
+        assert not running.session or by != "agent", said
     else:
-        running = runner._start(["podman", "exec", "--workdir", folder], container, command, CLAIM, token)
+        running = runner._start([client, "exec", "--workdir", folder], container, command, CLAIM, token)
     os.close(writing)
     printed = b""
     while data := os.read(reading, 65536):
@@ -149,7 +151,7 @@ else:
     found: dict[str, dict[str, Any]] = {}
     for name, (words, variables) in CASES.items():
         found[name] = {}
-        for by in ("agent", "podman exec"):
+        for by in (ours, f"{client} exec"):
             outcome, printed = run(by, words, variables)
             if name == "environment":
                 # Podman's own order is another each time.
