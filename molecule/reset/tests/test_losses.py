@@ -35,7 +35,11 @@ LOSSES = {
         False,
         {"Put the unit there", *START},
     ),
-    "ACLs": ("setfacl -R -b /home/researcher/Jupyter; chmod 700 /home/researcher/Jupyter", True, {"Share the folders between the user and the container"}),
+    "ACLs": (
+        "setfacl -R -b /home/researcher/Jupyter; chmod 700 /home/researcher/Jupyter",
+        True,
+        {"Share the folders between the user and the container"},
+    ),
     "image": (
         f"{CONTAINER}; podman rmi -f localhost/sagequeue-sagemath:10.7-pycryptosat",
         False,
