@@ -460,7 +460,7 @@ class Store:
             with open(self.layout.history, "rb", opener=open_own) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 256 * 1024))
                 # Half a line, that of a writer who was cut short, counts for nothing.
-                return any(claim.encode() in line and _is_whole(line) for line in file.readlines())
+                return any(claim.encode() in line and is_whole(line) for line in file.readlines())
         except FileNotFoundError:
             return False
 
@@ -530,7 +530,7 @@ class Store:
         return owner.why_dead(record, self.layout.workers) != "" and self.locate(name) != "running"
 
 
-def _is_whole(line: bytes) -> bool:
+def is_whole(line: bytes) -> bool:
     """Tell whether a line of the history is one."""
     with contextlib.suppress(ValueError, RecursionError):
         return isinstance(json.loads(line), dict)
