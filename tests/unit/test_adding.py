@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import runners
@@ -25,3 +26,20 @@ def test_a_runner_is_a_file_and_a_line_and_knows_no_other(name: str) -> None:
         for imported in ([node.module] if node.module else [one.name for one in node.names])
     }
     assert not near & set(runners.NAMES)
+
+
+PAGE = (REPOSITORY / "docs" / "adding.md").read_text()
+EXAMPLES = {"Add a runner": "docker_exec", "Add an operator's command": "verify"}
+
+
+@pytest.mark.parametrize("section", EXAMPLES)
+def test_the_page_is_true_of_its_examples(section: str) -> None:
+    text = PAGE.partition(f"## {section}\n")[2].partition("\n## ")[0].replace("NAME", EXAMPLES[section])
+    rows = re.findall(r"^\| `([^`]*)` \| (.*) \|$", text, flags=re.MULTILINE)
+    assert len(rows) > 5
+    for path, what in rows:
+        assert (REPOSITORY / path).exists(), path
+        line, begins = re.match(r".*one line: `([^`]*)`", what), re.match(r"one row, which begins with `([^`]*)`", what)
+        wanted = re.escape(line[1]) if line else f"^\\| `{re.escape(begins[1])}` \\|" if begins else ""
+        found = [one for one in (REPOSITORY / path).read_text().splitlines() if re.search(wanted, one)] if wanted else ["whole"]
+        assert len(found) == 1, (path, wanted, found)

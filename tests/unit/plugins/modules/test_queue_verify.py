@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Callable
 
 import pytest
@@ -145,6 +146,34 @@ def test_a_queue_that_is_at_work_is_sound(host: Any) -> None:
         queue.reset(["t_off0", "t_off1"]), queue.hold([f"t_off{250 + looks}"]), queue.release([f"t_off{250 + looks}"])
         looks += 1
     assert looks > 3
+
+
+def test_what_somebody_is_amid_is_not_wrong(four: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    four.work_off()
+    with ThreadPoolExecutor() as threads, four.queue() as queue:
+        with queue.lock():
+            cut_short(four)
+            looks = threads.submit(looked, four)
+            wait([looks], 0.5)
+            (four.root / "var/t/run/staging/redo.x").unlink()
+        assert looks.result() == []
+        path = four.path("done", "t_off1")
+        with queue.lock():
+            path.write_text(path.read_text().replace("RESULT=done", "RESULT=pending"))
+            looks = threads.submit(lambda: list(verify._unfit(four.queue(), "t_off1", "done")))
+            wait([looks], 0.5)
+            path.rename(four.path("pending", "t_off1"))
+        assert looks.result() == []
+    name = four.dead_claimer()
+    why_orphan = verify.Queue.why_orphan
+
+    def ends(queue: Any, job: str) -> str:
+        four.path("running", name).rename(four.path("pending", name))
+        four.path("running", name).with_suffix(".env.owner").unlink()
+        return why_orphan(queue, job)
+
+    monkeypatch.setattr(verify.Queue, "why_orphan", ends)
+    assert looked(four) == []
 
 
 def test_the_module(call: Any, four: Any) -> None:  # noqa: F811
