@@ -15,16 +15,8 @@ description:
   - What is not there is empty; nothing of it is an error.
 author:
   - the sagequeue.batch authors (@sagequeue)
-attributes:
-  check_mode:
-    description: It changes nothing.
-    support: full
-  diff_mode:
-    description: There is nothing to show.
-    support: N/A
-  idempotent:
-    description: It changes nothing.
-    support: full
+extends_documentation_fragment:
+  - sagequeue.batch.looking
 options:
   user:
     description: The user. Podman and systemd are asked as this user.

@@ -17,16 +17,7 @@ author:
   - the sagequeue.batch authors (@sagequeue)
 extends_documentation_fragment:
   - sagequeue.batch.queue
-attributes:
-  check_mode:
-    description: It changes nothing.
-    support: full
-  diff_mode:
-    description: There is nothing to show.
-    support: N/A
-  idempotent:
-    description: It changes nothing.
-    support: full
+  - sagequeue.batch.looking
 options:
   jobs:
     description: List every job with its state and values, too.

@@ -16,16 +16,7 @@ author:
   - the sagequeue.batch authors (@sagequeue)
 extends_documentation_fragment:
   - sagequeue.batch.queue
-attributes:
-  check_mode:
-    description: It changes nothing.
-    support: full
-  diff_mode:
-    description: There is nothing to show.
-    support: N/A
-  idempotent:
-    description: It changes nothing.
-    support: full
+  - sagequeue.batch.looking
 options:
   jobs:
     description: Which jobs, named as in M(sagequeue.batch.queue_control). Without it, all.

@@ -15,16 +15,8 @@ description:
   - Fails with all that is wrong, and the next step for each. Workers may run meanwhile.
 author:
   - the sagequeue.batch authors (@sagequeue)
-attributes:
-  check_mode:
-    description: It changes nothing.
-    support: full
-  diff_mode:
-    description: There is nothing to show.
-    support: N/A
-  idempotent:
-    description: It changes nothing.
-    support: full
+extends_documentation_fragment:
+  - sagequeue.batch.looking
 options:
   root:
     description: The batch user's sagequeue folder.

@@ -13,16 +13,8 @@ description:
   - Looks at any number of jobsets at once.
 author:
   - the sagequeue.batch authors (@sagequeue)
-attributes:
-  check_mode:
-    description: It changes nothing.
-    support: full
-  diff_mode:
-    description: There is nothing to show.
-    support: N/A
-  idempotent:
-    description: It changes nothing.
-    support: full
+extends_documentation_fragment:
+  - sagequeue.batch.looking
 options:
   root:
     description: The batch user's sagequeue folder.
