@@ -113,7 +113,7 @@ class DockerExec(Client, name="docker_exec"):
         format_ = "{{.State.Status}} {{.Id}} {{.State.StartedAt}}"
         inspected = docker("container", "inspect", "--format", format_, self.jobset.container)
         if inspected.returncode == 0:
-            state, _, token = inspected.stdout.strip().partition(" ")
+            state, _blank, token = inspected.stdout.strip().partition(" ")
             return state, token
         if "no such container" in inspected.stderr.lower():
             return "", ""
