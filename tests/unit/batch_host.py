@@ -150,6 +150,12 @@ class Host:
         self.processes.append(process)
         return process
 
+    @staticmethod
+    def stop(worker: subprocess.Popen[Any]) -> None:
+        """Stop a worker that has no job, as its supervisor does."""
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+
     def said(self, instance: str = "t-1") -> str:
         path = self.base / f"{instance}.out"
         return path.read_text(encoding="utf-8") if path.exists() else ""

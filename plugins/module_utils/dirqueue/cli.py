@@ -120,7 +120,7 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        _say(listing.table(found, os.get_terminal_size().columns if sys.stdout.isatty() else 80))
+        _say(listing.table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 80))
     return 0
 
 
@@ -149,7 +149,8 @@ def _follow(found: list[dict[str, Any]], ended: bool) -> None:
     """Show how far jobsets are in place on a terminal; elsewhere, a line each when something was done."""
     last: Any = getattr(_follow, "last", None)
     if sys.stdout.isatty():
-        size = os.get_terminal_size()
+        # Not os.get_terminal_size: a terminal may not know its size, and says 0 then.
+        size = shutil.get_terminal_size()
         whole = "\n".join(progress.text(one, size.columns - 1) for one in found)
         # What has scrolled away can't be written over.
         lines = [line.translate(_HARMLESS)[: size.columns - 1] for line in whole.split("\n")][: max(size.lines - 1, 1)]

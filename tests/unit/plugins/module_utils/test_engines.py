@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +96,75 @@ def test_a_job_that_the_engine_ended_with_its_worker_has_not_failed(host: Any, w
     worker.terminate()
     assert worker.wait(60) == 0
     assert host.states() == {"a": "pending"} and host.values("a")["REASON"] == "worker_stopped"
+
+
+def test_a_replaced_program_is_taken_up_in_the_same_place(host: Any, wait_for: Any) -> None:
+    """The engine would not start another: the same process goes on with the new program."""
+    host.script("true")
+    host.define(idle=600)
+    host.environment["SAGEQUEUE_ENGINE"] = ENGINE
+    worker = host.worker()
+    wait_for(lambda: "worker t-1 starts" in host.said())
+    new = host.program.with_suffix(".new")
+    new.write_bytes(host.program.read_bytes())
+    new.chmod(0o755)
+    new.rename(host.program)
+    wait_for(lambda: host.said().count("worker t-1 starts") == 2)
+    host.queue().enqueue([("a", {})])
+    wait_for(lambda: host.states() == {"a": "done"})
+    host.stop(worker)
+    assert "the program was replaced; starting anew" in host.said()
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "instance", "said"),
+    [
+        ('echo "$@" >asked', "t-1", "slurm starts this worker anew"),
+        ("echo no such job >&2; exit 1", "t-1", "slurm can't start this worker anew: no such job"),
+        ("", "t-1", "slurm could not be asked to start this worker anew: [Errno 2]"),
+        ('echo "$@" >asked', "t-3", "stopped by the operator"),
+    ],
+)
+def test_a_worker_whose_time_is_up_comes_again(host: Any, wait_for: Any, scontrol: str, instance: str, said: str) -> None:
+    """As long as the operator wants so many; the engine is told by what stands in for its command here."""
+    host.define(idle=600, workers=2)
+    tools = host.base / "tools"
+    tools.mkdir()
+    if scontrol:
+        (tools / "scontrol").write_text(f"#!/bin/sh\ncd {host.base}\n{scontrol}\n")
+        (tools / "scontrol").chmod(0o755)
+    mark = Path(engine.started_mark(str(host.root), "slurm", "t"))
+    mark.parent.mkdir()
+    mark.touch()
+    host.environment.update(SAGEQUEUE_ENGINE=ENGINE, PATH=f"{tools}:/usr/bin:/bin")
+    worker = host.worker(instance)
+    wait_for(lambda: "starts" in host.said(instance))
+    host.stop(worker)
+    assert said in host.said(instance)
+    if said == "slurm starts this worker anew":
+        assert (host.base / "asked").read_text() == "requeue 12_1\n"
+
+
+@pytest.mark.parametrize(
+    ("squeue", "runs"),
+    [
+        ('echo "RUNNING 0"', True),
+        ('echo "SUSPENDED 0"', True),
+        ('echo "RUNNING 1"', False),
+        ('echo "COMPLETED 0"', False),
+        ("true", False),
+        ('echo "RUNNING 0"; exit 1', False),
+        ("", False),
+    ],
+)
+def test_whether_a_worker_runs_is_asked_of_its_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, squeue: str, runs: bool) -> None:
+    if squeue:
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+        (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(engine, "_answers", {})
+    assert engine.runs("slurm 12_1 0") is runs
+    # For a moment, what was said is believed.
+    (tmp_path / "squeue").unlink(missing_ok=True)
+    assert engine.runs("slurm 12_1 0") is runs
+    assert not engine.runs("slurm 12_1") and not engine.runs("pbs 1 0") and not engine.runs("slurm $(x) 0")

@@ -280,6 +280,16 @@ def test_another_job_of_the_same_name_stays(call: Any, host: Any, old: Old) -> N
     assert (old.var / "queue/pending/rook_r3_off0.env").exists() and host.values("rook_r3_off0", "rook_r3")["OFFSET"] == "7"
 
 
+def test_one_jobset_by_its_folder_with_a_log_that_is_here_already(call: Any, host: Any, old: Old) -> None:  # noqa: F811
+    assert [older.name for older in adopt.find(str(old.var))] == ["rook_r3"]
+    host.define("rook_r3", stride=8)
+    log = host.root / "var/rook_r3/log/rook_r3_off2.log"
+    log.write_text("of another run\n", encoding="utf-8")
+    done = call("queue_adopt", source=str(old.project))
+    assert done["jobsets"][0]["refused"]["log/rook_off2.log"] == "there is a log rook_r3_off2.log already"
+    assert log.read_text(encoding="utf-8") == "of another run\n" and (old.var / "log/rook_off2.log").exists()
+
+
 def test_what_is_not_theirs_is_refused(call: Any, host: Any, old: Old, tmp_path: Path) -> None:  # noqa: F811
     refused = call("queue_adopt", source=str(tmp_path))
     assert refused["failed"] and "has no var/JOBSET/queue/pending" in refused["msg"]
@@ -297,5 +307,13 @@ def test_what_is_not_theirs_is_refused(call: Any, host: Any, old: Old, tmp_path:
         env.write_text(text + line + "\n", encoding="utf-8")
         with pytest.raises(QueueError, match=reason):
             jobset.Jobset("rook_r3", adopt.definition(adopt.environment(str(env)), 1))
+    env.write_bytes(b"JOBSET=\xff\n")
+    with pytest.raises(QueueError, match="can't be read: not UTF-8"):
+        adopt.environment(str(env))
+    # One that says nothing of a container.
+    plain = adopt.definition({"JOBSET": "x", "SCRIPT": "run.sage", "STRIDE": "2", "STOP_FILE_HOST": "/w/x_stop.txt"}, 0)
+    assert (plain["script"], plain["workdir"], plain["gate_file"], plain["workers"]) == ("run.sage", "/w", "x_stop.txt", 2)
+    assert "container_workdir" not in plain
+    env.write_text(text + "nonsense\n", encoding="utf-8")
     refused = call("queue_adopt", source=str(old.project))
     assert refused["failed"] and refused["msg"].endswith("is not KEY=VALUE") and not (host.root / "var").exists()

@@ -384,10 +384,12 @@ def alone() -> Iterator[Alone]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
     ours.send(Path(agent.__file__).read_bytes())
-    words = ["sh", "-c", 'exec "$0" -ISc "import os; exec(os.read(3, 65536))" 3<&0 0</dev/null', sys.executable]
-    process = subprocess.Popen(
-        words, stdin=its.fileno(), stderr=subprocess.PIPE, env={"PATH": os.environ["PATH"], "SAGEQUEUE_AGENT": "x", "A": "1"}
-    )
+    environment = {"PATH": os.environ["PATH"], "SAGEQUEUE_AGENT": "x", "A": "1"}
+    # While coverage is measured: the library that does so, and what it is told.
+    measured = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+    code = f"import os; exec(compile(os.read(3, 65536), {agent.__file__!r}, 'exec'))"
+    words = ["sh", "-c", 'exec "$@" 3<&0 0</dev/null', "sh", sys.executable, "-I" if measured else "-IS", "-c", code]
+    process = subprocess.Popen(words, stdin=its.fileno(), stderr=subprocess.PIPE, env={**environment, **measured})
     its.close()
     assert ours.recv(100) == b"ready"
     yield ours, process
@@ -418,6 +420,21 @@ def test_what_it_says(alone: Alone) -> None:
         if not status:
             assert {"A=1", "B=2=3", "SAGEQUEUE_CLAIM=test-agent", "/tmp"} <= set(printed)
             assert not [line for line in printed if "SAGEQUEUE_AGENT" in line] and sum("->" in line for line in printed) == 4
+
+
+def test_what_cannot_be_started(alone: Alone, tmp_path: Path) -> None:
+    """It is said as podman exec says it, by the exit status, and the agent goes on."""
+    ours, _process = alone
+    (tmp_path / "plain").touch()
+    (tmp_path / "strange").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "strange").chmod(0o755)
+    wanted = {"no-such-program": (127, "no such program"), str(tmp_path / "plain"): (126, "not executable")}
+    for word, (status, reason) in {**wanted, str(tmp_path / "strange"): (1, "No such file")}.items():
+        with open(told(ours, word), encoding="utf-8") as file:
+            assert reason in file.read()
+        assert ours.recv(100) == b"ended %d 0" % (status << 8)
+    ours.send(b"ping 8")
+    assert ours.recv(100) == b"ping 8"
 
 
 def test_a_job_starts_as_any_process_does(alone: Alone) -> None:

@@ -392,6 +392,12 @@ def _replaced(name: str, data: bytes) -> Any:
     return change
 
 
+def _timeless(entries: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    listed = json.loads(entries[-1][1])
+    listed["files"]["queue/done/good.env"][2] = "noon"
+    entries[-1] = (entries[-1][0], json.dumps(listed).encode())
+
+
 HOSTILE: dict[str, tuple[Any, str]] = {
     "absolute": (_inserted("/tmp/pwned"), "'/tmp/pwned' is nothing that a backup holds"),
     "above": (_inserted("state/../../pwned"), "is nothing that a backup holds"),
@@ -414,6 +420,10 @@ HOSTILE: dict[str, tuple[Any, str]] = {
         lambda entries: entries.remove(next(e for e in entries if e[0].name == "queue/done/good.env")),
         "queue/done/good.env is missing, which manifest.json names",
     ),
+    "not a regular name": (_inserted("queue/pending/.env"), "is nothing that a backup holds"),
+    "manifest twice": (lambda entries: entries.append(entries[-1]), "manifest.json is there twice, or too large"),
+    "no time": (_timeless, "queue/done/good.env has no time"),
+    "no id": (_replaced("archive.json", b'{"format": 1, "jobset": "t", "id": "../x"}'), "archive.json has no id"),
     "no manifest": (lambda entries: entries.pop(), "no manifest.json, so it was cut short"),
     "manifest is a list": (_replaced("manifest.json", b"[]"), "manifest.json is not what a backup writes"),
     "manifest has nonsense": (_replaced("manifest.json", b'{"files": {"gate": 3}}'), "is not as manifest.json says|is missing"),
@@ -469,6 +479,7 @@ def test_what_is_refused_is_named(host: Any, queue: Queue) -> None:
         "state/state_linked": "refused, has a second name (a hard link)",
     }
     assert sum(made["counts"].values()) == 5
+    assert "; 3 refused: " in backup.described(made) and "done/large.env: larger than 65536 bytes" in backup.described(made)
     with pytest.raises(QueueError, match="is not a pattern of names"):
         backup.backup(queue, str(host.base / "u.tar.gz"), ["../x"])
 

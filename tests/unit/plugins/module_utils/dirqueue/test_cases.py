@@ -13,7 +13,7 @@ import socket
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import cases, progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, cases, progress
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import MalformedJob, QueueError
 
 PATTERN = "state_{graph}_r{rank}_stride{stride}_off{offset}.txt"
@@ -212,4 +212,30 @@ def test_a_state_file_that_is_odd_keeps_no_job_from_running(host: Any) -> None:
     host.put("pending", "a")
     host.work_off()
     assert host.states() == {"a": "done"} and "CASES_DONE" not in host.values("a")
+    # One that can't be read at all.
+    host.define(state_file="s" * 300, cases=3)
+    assert cases.part(host.queue().jobset, "a", {}).why.endswith("can't be read (File name too long)")
+    host.define(state_file="{nothing}", cases=3)
     assert "which this job does not have" in progress.look(host.queue())["cases"]["parts"][0]["why"]
+
+
+def test_many_jobs_wherever_they_are(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a batch, too; and of too many the rest is left out, and that said."""
+    host.define(**{**ROOK, "stride": batch.LEAST, "cases": batch.LEAST})
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs())
+    (host.work / "state_rook_r3_stride1000_off7.txt").write_text("7")
+    found = progress.look(queue)["cases"]
+    assert (len(found["parts"]), found["done"], found["parts"][7]["done"]) == (batch.LEAST, 1, 1) and "too few cases" in found["why"]
+    monkeypatch.setattr(cases, "_MOST", 100)
+    found = progress.look(queue)["cases"]
+    assert len(found["parts"]) == 100 and found["why"] == "there are more than 100 jobs" and found["seconds_left"] is None
+    # What ended says how fast it goes, but while nobody works nothing will end.
+    queue.close_gate()
+    assert progress.look(queue)["cases"]["why"] == "the gate is closed"
+    queue.open_gate()
+    monkeypatch.undo()
+    line = {"claim": "0" * 32, "result": "done", "duration_s": "60", "cases_done": "50"}
+    with open(queue.layout.history, "a", encoding="utf-8") as history:
+        history.write(json.dumps(line) + "\n")
+    assert progress.look(queue)["cases"]["why"] == "no job is running"

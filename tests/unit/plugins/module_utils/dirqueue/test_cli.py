@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import pty
+import signal
 import stat
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import signal_carriers
 
 
 def test_version_and_usage(host: Any) -> None:
@@ -63,6 +67,57 @@ def test_recover(host: Any) -> None:
     assert host.sagequeue("recover", "t").stdout == ""
 
 
+def test_recovering_again_and_again_outlives_what_is_wrong(host: Any, wait_for: Any) -> None:
+    host.define("t")
+    queue = host.queue()
+    definition = host.root / "etc/jobsets/t.json"
+    text = definition.read_text(encoding="utf-8")
+    definition.write_text("{", encoding="utf-8")
+    words = [sys.executable, str(host.program), "recover", "t", "--every", "0.1"]
+    # Who runs these tests in the background may have it ignored.
+    obeys = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, env=host.environment, stdout=subprocess.PIPE, text=True, preexec_fn=obeys)
+    host.processes.append(process)
+    assert process.stdout and "jobset t" in process.stdout.readline()
+    host.put("running", "a")
+    definition.write_text(text, encoding="utf-8")
+    wait_for(lambda: queue.locate("a") == "pending")
+    process.send_signal(signal.SIGINT)
+    assert "job a: running -> pending" in process.stdout.read() and process.wait(30) == 130
+
+
+def test_one_broken_jobset_does_not_hide_the_others(host: Any) -> None:
+    host.define("good")
+    host.define("bad")
+    (host.root / "etc/jobsets/bad.json").write_text("\x1b{", encoding="utf-8")
+    ran = host.sagequeue("progress", "--follow", "--json")
+    assert [one["jobset"] for one in json.loads(ran.stdout)] == ["good"]
+    assert ran.returncode == 1 and ran.stderr.startswith("sagequeue: jobset bad") and "\x1b" not in ran.stderr
+
+
+def test_following_on_a_terminal_writes_over_what_it_has_shown(host: Any, wait_for: Any) -> None:
+    host.script("touch up; while ! test -e go; do sleep 0.05; done\n")
+    host.define("t")
+    host.queue().enqueue([("a", {})])
+    # Of a size that nobody has set, as on a serial console.
+    ours, its = pty.openpty()
+    words = [sys.executable, str(host.program), "progress", "t", "--follow", "--interval", "0.1"]
+    process = subprocess.Popen(words, env={**host.environment, "TERM": "xterm"}, stdout=its)
+    host.processes.append(process)
+    os.close(its)
+    shown = os.read(ours, 4096)
+    worker = host.worker("t-1")
+    wait_for((host.work / "up").exists)
+    (host.work / "go").touch()
+    while b"has ended" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(30) == 0
+    host.stop(worker)
+    assert b"\x1b[J" in shown and b"A\r\x1b[K" in shown, "the cursor goes up, and what was there is cleared"
+    assert shown.rstrip().endswith(b"jobset t has ended: all 1 jobs are done")
+
+
 def test_following_ends_when_nothing_more_happens(host: Any) -> None:
     host.script("sleep 0.3\n")
     host.define("t")
@@ -85,6 +140,21 @@ def test_a_reader_that_goes_away_is_no_error(host: Any) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_signals_reach_those_that_carry_and_no_others(host: Any, kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With descriptors of processes, and on a kernel that has none."""
+    if kernel == "old":
+        monkeypatch.delattr(os, "pidfd_open")
+    mine, other = (
+        subprocess.Popen(["sleep", "60"], env={"TOKEN": f"{host.root}/{which}"}, start_new_session=True) for which in ("mine", "other")
+    )
+    host.processes += [mine, other]
+    wanted = {"TOKEN": f"{host.root}/mine"}
+    assert signal_carriers(signal.SIGTERM, wanted, spare_session=mine.pid) == [] == signal_carriers(signal.SIGTERM, {"TOKEN": "x"})
+    assert signal_carriers(signal.SIGTERM, wanted) == [mine.pid]
+    assert mine.wait(30) == -signal.SIGTERM and other.poll() is None
+
+
 def test_files_are_private_whatever_the_umask(host: Any) -> None:
     host.script("touch mine\n")
     host.define("t")
@@ -103,5 +173,10 @@ def test_carriers(host: Any) -> None:
     assert host.sagequeue(*words).stdout.split() == [str(process.pid)]
     assert host.sagequeue(*words, "--spare-session", str(process.pid), "--signal", "9").stdout.split() == []
     assert host.sagequeue("carriers", "TOKEN=x", f"SAGEQUEUE_ROOT={host.root}").stdout.split() == []
+    assert host.sagequeue("carriers", "TOKEN=y", "or", *words[1:]).stdout.split() == [str(process.pid)]
+    for wrong in (["TOKEN"], ["or", "A=1"], ["A=1", "or"]):
+        refused = host.sagequeue("carriers", *wrong, "--signal", "9")
+        assert refused.returncode == 1 and f"sagequeue: {' '.join(wrong)!r} " in refused.stderr
+    assert process.poll() is None
     assert host.sagequeue(*words, "--until-gone").returncode == 0
     assert process.wait(10) == -9

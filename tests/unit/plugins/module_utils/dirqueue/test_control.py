@@ -430,3 +430,16 @@ def test_the_program(host: Any) -> None:
     assert host.sagequeue("reset", "t", "off0").stdout == "t_off0: pending (was killed)\n"
     ran = host.sagequeue("kill", "t", "of7")
     assert ran.returncode == 1 and "no job matches 'of7'; there are t_off0, t_off1, t_off2, t_off3" in ran.stderr
+
+
+def test_what_was_malformed_is_not_reset_and_what_is_malformed_is_listed(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    host.put("pending", "bad", "nonsense\n")
+    assert queue.claim(holder) is None and host.states() == {"bad": "failed"}
+    (change,) = queue.reset(["bad"])
+    assert change.new_state == "failed" and "malformed" in change.reason and "remove it and enqueue it anew" in change.reason
+    host.put("done", "odd", "nonsense\n")
+    host.put("pending", "plain", "X=1\n")
+    found = {one["name"]: one for one in listing.listing(queue)["jobs"]}
+    assert found["odd"]["reason"] == "malformed_job" and found["plain"]["seconds"] is None
+    with pytest.raises(QueueError, match="there is no state asleep; there are "):
+        listing.listing(queue, None, ["asleep"])

@@ -105,12 +105,34 @@ def test_who_is_silent_on_another_host_is_dead_only_after_its_lease(
 ANSWER = "import sys\nfrom dirqueue import shared\nimport fcntl, os\n{}\nshared.answer(sys.argv[1])\n"
 
 
+# The first lock is right, and the second is granted although the other has it.
+TWICE = """
+asked, take = [], shared._Side.take_lock
+def granted(side):
+    asked.append(side)
+    return take(side) or len(asked) == 2
+shared._Side.take_lock = granted
+"""
+# A file that is seen half written, as it is read.
+HALVES = """
+import io
+def halved(path, *how, **more):
+    file = open(path, *how, **more)
+    return io.StringIO(file.read(7)) if str(path).endswith("/value") else file
+shared.open = halved
+"""
+
+
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
         ("", ""),
         ("fcntl.flock = lambda fd, how: None", "a lock does not keep the other host out"),
         ("rename = os.rename\nos.rename = lambda a, b: None if '/race/' in a else rename(a, b)", "which is not each once"),
+        ("shared._Side.take_lock = lambda side: False", "can't lock a file"),
+        ("shared._Side.release_lock = lambda side: True", "a lock that the other host has released can't be had"),
+        (TWICE, "a lock does not keep the other host out"),
+        (HALVES, "was seen as 7 bytes of two versions"),
         ("shared._Side.read = lambda side: ['3 bytes of two versions']", "was seen as 3 bytes of two versions"),
         ("os.geteuid = lambda: 12345", "the batch user has another number there"),
         ("shared._Side.put = lambda side, name, what: None", "was not seen by the other within 5 s"),
@@ -131,4 +153,18 @@ def test_a_shared_folder_is_proved(host: Any, broken: str, why: str, monkeypatch
     # Only once, as long as the mount is the same.
     other = host.python(ANSWER.format(""), f"{root}/.proof-2")
     assert "as was proved before" in shared.prove(root, f"{root}/.proof-2", "other")
-    assert other.wait(30) == 0 and ".proof" not in str(os.listdir(root))
+    assert other.wait(30) == 0
+    # With another host it has to be proved again.
+    other = host.python(ANSWER.format(""), f"{root}/.proof-3")
+    assert "renames are atomic" in shared.prove(root, f"{root}/.proof-3", "a third")
+    assert other.wait(30) == 0
+    monkeypatch.setattr(shared, "mount_of", lambda _path: ("/x", "nfs4", "rw,vers=4.0,hard"))
+    with pytest.raises(QueueError, match="/x is mounted as NFS 4.0, which may carry a rename out twice"):
+        shared.prove(root, f"{root}/.proof-4", "other")
+    monkeypatch.undo()
+    monkeypatch.setattr(shared, "_COMES", 0.3)
+    with pytest.raises(QueueError, match="what other writes there is not seen"):
+        shared.prove(root, f"{root}/.proof-4", "other")
+    # Who answers gives up when nobody asks.
+    shared.answer(f"{root}/.proof-5")
+    assert ".proof" not in str(os.listdir(root))

@@ -185,6 +185,42 @@ def test_a_mail_is_one(host: Any, tmp_path: Path) -> None:
     assert "\nreason: signal\n" in mail.get_content()
 
 
+def test_a_mail_without_a_mailer_is_said_to_be_undelivered(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(hooks, "_SBIN", "")
+    monkeypatch.setattr(hooks, "_WAITS", ())
+    host.define(on_failed="mailto:anna@example.org")
+    queue, holder = host.queue(), owner.Holder(host.queue().layout.workers, "t-1")
+    queue.enqueue([("a", {})])
+    end(host, queue, ["failed"], holder)
+    said: list[str] = []
+    hooks.run(queue, said.append)
+    assert "there is no sendmail on this host; install a mail transfer agent" in said[-1]
+    holder.release()
+
+
+def test_nothing_is_told_of_a_jobset_that_has_not_ended(host: Any) -> None:
+    """Neither when an operator has stopped it, nor before anything ran, nor when there is no time left to tell it."""
+    host.define(on_done="touch told", on_failed="touch told")
+    queue, holder = host.queue(), owner.Holder(host.queue().layout.workers, "t-1")
+    hooks.run(queue, print)
+    queue.enqueue([("a", {}), ("b", {})])
+    end(host, queue, ["failed"], holder)
+    hooks.run(queue, print, 0.0)
+    assert not (host.work / "told").exists()
+    hooks.run(queue, print)
+    assert (host.work / "told").exists()
+    (host.work / "told").unlink()
+    queue.close_gate()
+    hooks.run(queue, print)
+    assert not (host.work / "told").exists()
+    queue.open_gate()
+    end(host, queue, ["done"], holder)
+    hooks.run(queue, print)
+    assert (host.work / "told").exists()
+    holder.release()
+
+
 def test_a_receiver_that_is_away_or_strange_or_never_answers(host: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "_WAITS", (0.01, 0.01))
     host.define(stride=9, on_failed=receiver.url, hook_limit=5)

@@ -9,11 +9,13 @@ import json
 import os
 import re
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import MalformedJob, QueueError
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 
 
 def define(**keys: Any) -> jobset.Jobset:
@@ -245,3 +247,24 @@ def test_a_forgotten_jobset_leaves_its_queue(host: Any) -> None:
     jobset.forget(str(host.root), "t")
     assert jobset.defined(str(host.root)) == []
     assert host.states() == {"j": "pending"}
+
+
+def test_a_definition_that_cannot_be_kept_is_refused(host: Any) -> None:
+    with pytest.raises(QueueError, match="can't be written as JSON in UTF-8"):
+        define(script="job\udc80.sh")
+    with pytest.raises(QueueError, match="lease is 9; it must be at least 10 s"):
+        define(lease=9)
+    made = host.define()
+    path = Path(jobset.path_of(str(host.root), "t"))
+    path.write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(QueueError, match="can't be read .larger than 1048576 bytes.; run setup to write it anew"):
+        jobset.load(str(host.root), "t")
+    with pytest.raises(QueueError, match="can't be read .larger than 1048576 bytes.; remove it, and run setup again"):
+        jobset.current_text(str(host.root), "t")
+    path.write_bytes(b"\xff")
+    assert jobset.current_text(str(host.root), "t") == "(not UTF-8)\n" and jobset.current_text(str(host.root), "none") == ""
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(QueueError, match="jobset t: can't write .*Is a directory"):
+        jobset.store(Layout(str(host.root), "t"), made)
+    assert os.listdir(path.parent) == ["t.json"], "nothing half written is left"

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, mount_of, probe
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, mount_of, probe, sync_file_system
 
 ROOT = "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
 
@@ -93,6 +96,29 @@ def test_nfs_without_locks_between_hosts(tmp_path: Path, options: str) -> None:
 def test_a_local_file_system_can(tmp_path: Path) -> None:
     probe(str(tmp_path / "not" / "made" / "yet"))
     assert os.listdir(tmp_path) == []
+
+
+def test_locks_that_hold_nobody_off_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for second, reason in ((None, "two holders had one lock"), (OSError(errno.ENOLCK, "No locks available"), "No locks available")):
+        answers = iter([None, second])
+
+        def flock(_fd: int, _how: int, answers: Iterator[OSError | None] = answers) -> None:
+            if error := next(answers):
+                raise error
+
+        with monkeypatch.context() as patched, pytest.raises(QueueError, match=f"can't hold a queue: that .* failed .{reason}"):
+            patched.setattr(fcntl, "flock", flock)
+            probe(str(tmp_path))
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_that_cannot_be_synced_is_not_taken_for_synced(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    sync_file_system(fd)
+    os.close(fd)
+    with pytest.raises(OSError, match="syncfs failed") as caught:
+        sync_file_system(fd)
+    assert caught.value.errno == errno.EBADF
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -229,3 +229,22 @@ def test_now_sorts_as_text() -> None:
     stamps = [owner.now() for _ in range(1000)]
     assert stamps == sorted(stamps)
     assert len(stamps[0]) == 24 and stamps[0].endswith("Z")
+
+
+def test_stamps_and_labels_of_holders(folder: str) -> None:
+    assert owner.seconds_of("1970-01-02T00:00:00.250Z") == 86400.25 and owner.seconds_of("1970-01-02T00:00:00Z") == 86400
+    assert owner.seconds_of("noon") == owner.seconds_of("") == 0.0
+    holders = [owner.Holder(folder, label) for label in ("t-2", "a.b-1")]
+    Path(folder, "notes.txt").touch()
+    assert owner.living(folder) == ["a.b-1", "t-2"]
+    holders[0].release()
+    assert owner.living(folder) == ["a.b-1"]
+    holders[1].release()
+    assert owner.living(folder) == []
+
+
+def test_a_lease_whose_lock_is_gone_is_over(folder: str) -> None:
+    holder = owner.Holder(folder, "t-1", lease=60)
+    elsewhere = {**job.parse(holder.record("c1")), "OWNER_HOST": "elsewhere"}
+    holder.release()
+    assert "nothing was heard of elsewhere for 86400 s, and its lock is free" in owner.why_dead(elsewhere, folder)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, client, make
 
 # It notes how it was called, and answers what the file `answers` says for the call's first words.
 PODMAN = f"""#!{sys.executable}
@@ -192,3 +192,19 @@ def test_a_container_that_is_gone_holds_no_process(host: Any, podman: Path) -> N
     answer(podman, {"container exists": [1, "", ""]})
     runner_of(host, "podman_exec").end({"SAGEQUEUE_CLAIM": "c1"})
     assert not [words for words, _environment in calls(podman) if words[0] == "unshare"]
+
+
+def test_a_container_is_signalled_by_its_name(host: Any, podman: Path) -> None:
+    runner = runner_of(host, "podman_run")
+    running, _outcome = ran(runner, {"SAGEQUEUE_CLAIM": "c1"})
+    runner.signal(running, 15)
+    (words, _environment) = calls(podman)[-1]
+    started = calls(podman)[0][0]
+    assert words == ["kill", "--signal", "15", started[started.index("--name") + 1]]
+
+
+def test_a_podman_that_does_not_answer_is_not_waited_for(host: Any, podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (podman / "podman").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(client, "PATIENCE", 0.2)
+    with pytest.raises(NotReady, match="podman container has not answered for 0.2 s"):
+        runner_of(host, "podman_exec").ready()

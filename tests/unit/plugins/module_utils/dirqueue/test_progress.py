@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner, progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, owner, progress
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 
 
@@ -176,3 +176,12 @@ def test_how_following_ends(host: Any) -> None:
                 queue.finish(queue.claim(holder), state, {"REASON": "ok"})
         ran = host.sagequeue("progress", "t", "--follow", "--interval", "0.1")
         assert ran.returncode == status and words in ran.stdout.splitlines()[-1], ran.stdout + ran.stderr
+
+
+def test_a_batch_and_a_malformed_job_in_the_table(host: Any) -> None:
+    host.define(stride=batch.LEAST)
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs())
+    host.put("failed", "odd", "nonsense\n")
+    found = progress.look(queue, most=4)["table"]
+    assert [(row["name"], row["reason"]) for row in found] == [("odd", "malformed_job"), *((f"t_off{n}", "") for n in range(3))]

@@ -705,3 +705,262 @@ def test_half_a_line_is_written_again_whole(host: Any, queue: Queue) -> None:
     assert recovered(queue) == {"a": "done"}
     half, whole = history.read_text().splitlines()
     assert half.endswith('"rea') and whole.startswith('{"job":"a","result":"done"')
+
+
+# ---- what goes wrong half way -----------------------------------------------------------------------------------
+
+
+def test_a_claim_that_failed_half_way_is_given_back(host: Any, queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.enqueue([("a", {}), ("b", {})])
+    for step, error in (("_accept", OSError(24, "Too many open files")), ("_rename", OSError(5, "Input/output error"))):
+
+        def fail(*_arguments: Any, error: OSError = error, **_options: Any) -> None:
+            raise error
+
+        with monkeypatch.context() as patched, pytest.raises(OSError, match=str(error.strerror)):
+            patched.setattr(queue, step, fail)
+            queue.claim(holder)
+        assert sorted(host.states()) == ["a", "b"] and queue.look()
+    # The next claim sets it right, and loses nothing.
+    assert sorted(queue.claim(holder).name for _job in "ab") == ["a", "b"] and queue.claim(holder) is None
+    assert host.states() == {"a": "running", "b": "running"}
+
+
+def test_what_a_claim_had_decided_is_carried_out_by_the_next(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    """A malformed job that could not be recorded as failed, as its history can't be written."""
+    host.put("pending", "bad", "nonsense\n")
+    history = Path(queue.layout.history)
+    history.mkdir()
+    with pytest.raises(OSError, match="refused, not a regular file"):
+        queue.claim(holder)
+    assert host.states() == {"bad": "running"} and host.values("bad")["REASON"] == "malformed_job"
+    history.rmdir()
+    assert queue.claim(holder) is None and host.states() == {"bad": "failed"} and host.owners() == []
+    assert [line["reason"] for line in host.history()] == ["malformed_job"]
+
+
+def test_a_gate_that_closes_during_a_claim_puts_the_job_back(
+    host: Any, queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.enqueue([("a", {"X": "1"})])
+
+    def rename(*words: Any, **more: Any) -> None:
+        Queue._rename(queue, *words, **more)
+        (host.work / "t_stop.txt").write_text("STOP requested by test\n")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "_rename", rename)
+        assert queue.claim(holder) is None
+    assert host.states() == {"a": "pending"} and host.owners() == []
+    assert (host.values("a")["REASON"], host.values("a")["X"], host.values("a").get("ATTEMPTS", "0")) == ("gate", "1", "0")
+
+
+def test_a_commit_that_failed_half_way_is_gone_on_with(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {}), ("b", {})])
+    claims = {claim.name: claim for claim in (queue.claim(holder), queue.claim(holder))}
+    history = Path(queue.layout.history)
+    history.mkdir()
+    for claim in claims.values():
+        queue.end(claim, "done", {"REASON": "ok"})
+    with pytest.raises(OSError, match="refused"):
+        queue.commit()
+    assert host.states() == {"a": "running", "b": "running"} and len(host.owners()) == 2
+    history.rmdir()
+    # One is taken away meanwhile, by hand.
+    host.path("running", "a").unlink()
+    with pytest.raises(LostClaim, match="job a"):
+        queue.finish(claims["a"], "done", {"REASON": "ok"})
+    assert host.states() == {"b": "done"} and host.owners() == [] and queue.commit() == []
+    assert sorted(line["job"] for line in host.history()) == ["a", "b"]
+
+
+def test_the_original_of_a_malformed_job_is_never_written_over(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    path = host.put("pending", "bad", "nonsense\n")
+    taken = Path(queue.layout.malformed) / f"bad.{path.stat().st_ino}.env"
+    taken.write_text("of an earlier one\n")
+    assert queue.claim(holder) is None and host.states() == {"bad": "failed"}
+    assert taken.read_text() == "of an earlier one\n" and Path(host.values("bad")["ORIGINAL"]).read_text() == "nonsense\n"
+
+
+def test_recovery_of_what_is_no_orphan(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    def end(_name: str, _claim: str) -> None:
+        raise AssertionError("nothing may be ended")
+
+    queue.enqueue([("a", {})])
+    queue.claim(holder)
+    with queue.lock():
+        assert queue.recover("a", holder, end).reason == "left alone: its owner lives"
+        assert queue.recover("b", holder, end) == ("b", None, None, "left alone: no longer running", 1, "", "")
+    assert host.states() == {"a": "running"}
+
+
+def test_redoing_that_can_be_called_back_only_in_part_says_so(
+    host: Any, queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.enqueue([("old", {})])
+    queue.finish(queue.claim(holder), "done", {"REASON": "ok"})
+
+    def fail(*_words: Any, **_more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "_rename", fail)
+        with pytest.raises(QueueError, match="only old could not be called back.*No space left"):
+            queue.enqueue([("new", {}), ("old", {})], force=True)
+    assert host.states() == {"old": "done"}, "the new one is gone again"
+    assert recovered(queue) == {} and host.states() == {"old": "pending"}, "and recovery brings the other on"
+
+
+def test_many_that_all_exist_are_redone_or_left_alone(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    jobs = [(f"n{number}", {}) for number in range(batch.LEAST)]
+    host.put("done", "n0", "RESULT=done\n")
+    for name, _values in jobs[1:]:
+        host.put("pending", name)
+    (again, alone) = queue.enqueue(jobs, force=True)
+    assert again[:3] == ("n0", "done", "pending") and alone[2:5] == ("pending", "left alone: already pending", batch.LEAST - 1)
+    assert os.listdir(queue.layout.batches) == [] and set(host.states().values()) == {"pending"}
+
+
+SHORT = """
+import os, resource, sys
+from dirqueue import cases, jobset, owner, progress
+from dirqueue.errors import NotReady, QueueError, is_shortage
+from dirqueue.layout import Layout
+from dirqueue.queue import Queue
+from dirqueue.recovery import recover
+from dirqueue.runners import make
+root = sys.argv[1]
+
+def session():
+    layout = Layout(root, "t")
+    with Queue(layout, jobset.load(root, "t")) as queue:
+        progress.look(queue, "jobs")
+        recover(queue, make(layout, queue.jobset))
+        queue.gate()
+        holder = owner.Holder(layout.workers, "t-1")
+        claim = queue.claim(holder)
+        if claim:
+            queue.finish(claim, "done", {"REASON": "ok"})
+
+most = resource.getrlimit(resource.RLIMIT_NOFILE)
+free = os.dup(0)
+for limit in range(free, free + 24):
+    pid = os.fork()
+    if not pid:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most[1]))
+        try:
+            session()
+            said = "ok"
+        except (OSError, QueueError, NotReady) as exc:
+            said = f"short {limit}" if is_shortage(exc) else repr(exc)
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        print(said, flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+def test_short_of_descriptors_at_any_point_nothing_is_lost_or_taken_for_something_else(host: Any) -> None:
+    """A file that can't be opened for want of descriptors is neither missing nor broken, and its owner not dead."""
+    host.define(state_file="state", cases=3)
+    (host.work / "state").write_text("1")
+    (host.work / "t_stop.txt.other").touch()
+    queue = host.queue()
+    names = [f"n{number}" for number in range(30)]
+    queue.enqueue([(name, {}) for name in names])
+    process = host.python(SHORT, str(host.root))
+    assert process.stdout
+    said = process.stdout.read().split("\n")[:-1]
+    assert process.wait() == 0 and len(said) == 24
+    assert said[0].startswith("short") and said[-1] == "ok" and {word.split()[0] for word in said} == {"short", "ok"}, said
+    recovered(queue)
+    assert sorted(host.states()) == sorted(names) and sum(state == "done" for state in host.states().values()) >= said.count("ok")
+    assert set(host.states().values()) == {"pending", "done"} and queue.refused == {}
+
+
+# ---- what lies in the queue and is none of ours -----------------------------------------------------------------
+
+
+def test_odd_owner_records_batches_and_requests_are_named_and_stay(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    running = Path(queue.layout.queue) / "running"
+    (running / "linked.env.owner").symlink_to("/etc/passwd")
+    (running / "folder.env.owner").mkdir()
+    os.mkfifo(running / "pipe.env.owner")
+    for name in ("linked", "folder", "pipe"):
+        host.put("running", name)
+        assert queue.owner_of(name) == {} and queue.why_orphan(name) == "no readable owner record"
+    host.put("pending", "twice")
+    os.link(host.path("pending", "twice"), host.base / "second")
+    (Path(queue.layout.batches) / "a b").touch()
+    (Path(queue.layout.batches) / "gone.cursor").symlink_to("/etc/passwd")
+    (Path(queue.layout.run) / f"kill.{'0' * 32}").symlink_to("/etc/passwd")
+    (Path(queue.layout.staging) / "redo.x").symlink_to("/etc/passwd")
+    counts = queue.survey()
+    assert recovered(queue) == dict.fromkeys(("linked", "folder", "pipe"), "running") and queue.survey() == counts
+    named = {"running/linked.env.owner", "running/folder.env.owner", "running/pipe.env.owner", "pending/twice.env", "batches/'a b'"}
+    assert named <= set(queue.refused) and "has a second name" in queue.refused["pending/twice.env"]
+    assert queue.claim(holder) is None and queue.copy("none", "pending") is None
+    with pytest.raises(MalformedJob, match="has a second name"):
+        queue.copy("twice", "pending")
+    assert [change.reason for change in queue.remove(["twice"])] == ["refused: has a second name (a hard link)"]
+    assert host.path("pending", "twice").exists() and (Path(queue.layout.staging) / "redo.x").is_symlink()
+    assert (Path(queue.layout.run) / f"kill.{'0' * 32}").is_symlink() and (Path(queue.layout.batches) / "gone.cursor").is_symlink()
+
+
+def test_a_batch_whose_later_lines_are_broken_is_named_and_in_nobodys_way(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    head = batch.head("0" * 16, 3, 1, owner.now())
+    (Path(queue.layout.batches) / "odd.batch").write_text(head + "good X=1\nbad key\nlast X=3\n")
+    host.put("pending", "a")
+    assert queue.claim(holder).name == "a"
+    for _look in range(2):
+        assert queue.claim(holder) is None
+    assert queue.refused["batches/odd.batch"] and host.states() == {"a": "running"}
+
+
+def test_removing_a_pending_job_removes_the_record_of_one_who_died_claiming_it(host: Any, queue: Queue) -> None:
+    queue.enqueue([("a", {})])
+    assert host.dead_claimer() == "a"
+    # It died just before its rename.
+    host.path("running", "a").rename(host.path("pending", "a"))
+    assert host.owners() == ["a.env.owner"]
+    assert queue.remove(["a"])[0].new_state is None and host.owners() == [] and host.states() == {}
+
+
+def test_a_gate_that_is_no_file_or_has_no_folder(host: Any, queue: Queue) -> None:
+    gate = Path(queue.jobset.gate)
+    gate.mkdir()
+    assert queue.gate() == (True, "(can't be read: not a regular file)", False, "")
+    with pytest.raises(QueueError, match="jobset t: can't open the gate: .*Is a directory"):
+        queue.open_gate()
+    gate.rmdir()
+    gate.symlink_to("/etc/passwd")
+    assert queue.gate().closed and "can't be read" in queue.gate().text
+    gate.unlink()
+    host.work.rename(host.base / "elsewhere")
+    with pytest.raises(QueueError, match="jobset t: can't make the gate: .*No such file"):
+        queue.close_gate()
+    (host.base / "elsewhere").rename(host.work)
+    assert queue.close_gate() and not queue.close_gate() and queue.open_gate() and not queue.open_gate()
+
+
+def test_a_watch_that_the_kernel_does_not_grant_is_done_without(host: Any, queue: Queue) -> None:
+    pending = Path(queue.layout.queue) / "pending"
+    pending.rename(host.base / "pending")
+    assert queue.arm() is False
+    (host.base / "pending").rename(pending)
+
+
+def test_when_the_oldest_was_enqueued(host: Any, queue: Queue) -> None:
+    assert queue.oldest_pending() is None
+    queue.enqueue([(f"n{number}", {}) for number in range(batch.LEAST)])
+    first = queue.oldest_pending()
+    assert first and not queue.ended() and queue.waits()
+    host.put("pending", "older", "PRIORITY=1\nENQUEUED_AT=2026-01-01T00:00:00.000Z\n")
+    os.utime(host.path("pending", "older"), (1, 1))
+    assert queue.oldest_pending() == owner.seconds_of("2026-01-01T00:00:00.000Z") < first
+    queue.remove(None)
+    assert queue.ended() and not queue.waits()
+    assert [change.reason for change in queue.remove(["none"])] == ["left alone: there is no such job"]
+    queue.enqueue([(f"n{number}", {}) for number in range(batch.LEAST)])
+    assert [change.reason for change in queue.remove(["none"])] == ["left alone: there is no such job"]
+    assert queue.counts()["pending"] == batch.LEAST

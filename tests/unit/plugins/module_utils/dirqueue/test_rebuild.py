@@ -58,10 +58,18 @@ def test_which_failures_the_image_is_to_blame_for(host: Any) -> None:
     assert found == [(printed, status) for printed, status, _blamed in ENDS]
     judged = [(printed, rebuild.blames_image(queue, f"n{number}")) for number, (printed, _status, _blamed) in enumerate(ENDS)]
     assert judged == [(printed, blamed) for printed, _status, blamed in ENDS]
+    # And only those are retried.
+    one = Rebuild(str(host.root), [], IMAGE, "sagemath")
+    one.jobsets = {"t": queue.jobset}
+    blamed = {"t": sorted(f"n{number}" for number, (_printed, _status, blamed) in enumerate(ENDS) if blamed)}
+    assert one.blaming() == blamed and [change.name for change in one.retry(check=True)] == blamed["t"]
+    assert set(host.states().values()) == {"failed"} and not rebuild.blames_image(queue, "none")
     # Of a log that is not that attempt's, nothing is known.
     log = Path(queue.layout.log, "n0.log")
     log.write_text(re.sub("claim [0-9a-f]+", "claim " + "0" * 32, log.read_text()))
     assert not rebuild.blames_image(queue, "n0")
+    one.retry()
+    assert {name for name, state in host.states().items() if state == "pending"} == set(blamed["t"]) - {"n0"} and one.blaming() == {}
 
 
 def test_a_job_that_was_killed_or_timed_out_is_not_blamed(host: Any) -> None:
@@ -140,7 +148,10 @@ def test_one_that_was_killed_while_it_opened_is_ended_by_the_next(host: Any) -> 
     assert made(host).end() == ["t", "u"]
 
 
-@pytest.mark.parametrize("notes", ["", "{", "[]", '{"id": "x"}', '{"id": "x", "opening": false, "jobsets": {"t": {"open": 1}}}'])
+OPEN = '{"id": "x", "opening": false, "jobsets": {"t": {"open": 1}}}'
+
+
+@pytest.mark.parametrize("notes", ["", "{", "[]", '{"id": "x"}', '{"id": 1, "opening": false, "jobsets": {}}', OPEN])
 def test_notes_that_cannot_be_read_are_named(host: Any, notes: str) -> None:
     made(host)
     Path(rebuild.path_of(str(host.root))).write_text(notes)

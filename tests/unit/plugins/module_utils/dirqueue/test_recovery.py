@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner, recovery
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
@@ -197,10 +198,16 @@ def test_what_another_recovered_and_lost_again_is_ended_too(host: Any, wait_for:
     assert host.states() == {"a": "running"} or host.alive("a") == [], "in pending, nothing of it may run"
 
 
-def test_old_leftovers_in_staging_are_removed(host: Any, killed_at: Any) -> None:
+def test_old_leftovers_in_staging_are_removed(host: Any, killed_at: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host.define()
     queue = host.queue()
     assert killed_at(lambda: queue.enqueue([("a", {})]), 4)
     left = os.listdir(queue.layout.staging)
     bring_back(queue)
     assert os.listdir(queue.layout.staging) == left, "what is young may belong to somebody"
+    # An hour later it belongs to nobody, but for what the queue has never made.
+    (Path(queue.layout.staging) / "link").symlink_to("/etc/passwd")
+    real = time.time
+    monkeypatch.setattr(recovery.time, "time", lambda: real() + 3700)
+    bring_back(queue)
+    assert left and os.listdir(queue.layout.staging) == ["link"]

@@ -221,6 +221,28 @@ def test_what_cannot_be_read_is_left_out_and_said(host: Host) -> None:
     assert sum(int(row[1]) for row in found.tables["Attempts of each worker"][1:]) == len(lines) - wild_jobs + 1
 
 
+def test_it_says_how_the_jobset_stands_now(host: Host) -> None:
+    """What runs, an earlier gate and the one of now, and failures of which the history knows nothing."""
+    host.define(stride=9)
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs())
+    host.dead_claimer()
+    lay(host, [{**USUAL, "job": "t_off1"}, {**USUAL, "job": "t_off2"}])
+    found = Page(written(host).text)
+    assert found.tables["Running jobs"][1][:2] == ["t_off0", "t-dead"] and found.tables["Running jobs"][1][3] != "yes"
+    queue.close_gate("<anna>")
+    queue.open_gate()
+    (host.work / "t_stop.txt").write_text("STOP requested by berta at noon\n")
+    host.put("failed", "odd", "nonsense\n")
+    host.put("failed", "killed", "REASON=signal\nDETAIL=ended by SIGKILL\n")
+    found = Page(written(host).text)
+    assert "The gate is closed (STOP requested by berta at noon): no job is claimed." in found.text
+    assert found.tables["Gates that were opened again"][1][1].startswith("STOP requested by <anna> at ")
+    assert "malformed_job" in found.text and "ended by SIGKILL" in found.text
+    (host.work / "t_stop.txt").write_text("SAT off=3 stride=9\n")
+    assert "It is solved by t_off3: SAT off=3 stride=9. The witness is in " in Page(written(host).text).text
+
+
 def test_many_attempts_are_drawn_together(host: Host) -> None:
     host.define(secrets={"A": "s3cr3t"})
     lines = []

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import joblog
 
 
 def test_a_job_that_succeeds(host: Any) -> None:
@@ -181,23 +182,78 @@ def test_a_missing_script_burns_nothing(host: Any, wait_for: Any) -> None:
     host.define(attempts=1)
     host.queue().enqueue([("a", {"X": "1"})])
     before = host.path("pending", "a").read_bytes()
-    host.worker()
+    worker = host.worker()
     wait_for(lambda: "waiting: the script" in host.said())
     assert f"{host.work}/job.sh is not there; put it there" in host.said()
     assert host.path("pending", "a").read_bytes() == before
     host.script("true\n")
     wait_for(lambda: host.states() == {"a": "done"})
+    host.stop(worker)
     assert host.values("a")["ATTEMPTS"] == "1" and host.said().count("is not there") == 1
+
+
+def test_what_goes_away_between_two_jobs_burns_none(host: Any, wait_for: Any) -> None:
+    """The program, after the worker has looked whether it is there; the folder to run it in; the folder for logs."""
+    host.environment["PATH"] = f"{host.work}:{os.environ['PATH']}"
+    host.script('#!/bin/sh\n[ "$SAGEQUEUE_JOB" != a ] || rm prog\n', "prog")
+    host.script("true\n")
+    (host.work / "prog").chmod(0o755)
+    host.define(attempts=1, command=["prog"])
+    host.queue().enqueue([("a", {}), ("b", {})])
+    worker = host.worker()
+    wait_for(lambda: "waiting: the program prog (command) is not there; run setup" in host.said())
+    assert host.states() == {"a": "done", "b": "pending"}
+    assert (host.values("b")["REASON"], host.values("b")["ATTEMPTS"]) == ("runner_lost", "0")
+    assert "can't be started: [Errno 2] No such file" in host.values("b")["DETAIL"]
+    host.stop(worker)
+    host.work.rename(host.base / "elsewhere")
+    worker = host.worker()
+    wait_for(lambda: f"waiting: the folder {host.work} (workdir) is not there; make it" in host.said())
+    host.stop(worker)
+    (host.base / "elsewhere").rename(host.work)
+    host.script("#!/bin/sh\n", "prog")
+    (host.work / "prog").chmod(0o755)
+    host.work_off()
+    assert host.states() == {"a": "done", "b": "done"}
+    # The folder for logs.
+    (host.root / "var/t/log").rename(host.base / "log")
+    host.queue().enqueue([("c", {})])
+    worker = host.worker()
+    wait_for(lambda: "its log can't be opened: " in host.said())
+    (host.base / "log").rename(host.root / "var/t/log")
+    wait_for(lambda: host.states()["c"] == "done")
+    host.stop(worker)
+    assert host.values("c")["ATTEMPTS"] == "1"
+
+
+def test_a_worker_whose_owner_record_was_taken_away_records_nothing(host: Any, wait_for: Any) -> None:
+    host.script("touch up; while ! test -e go; do sleep 0.05; done\n")
+    host.define()
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    wait_for((host.work / "up").exists)
+    (host.root / "var/t/queue/running/a.env.owner").unlink()
+    (host.work / "go").touch()
+    wait_for(lambda: "job a is no longer held by claim" in host.said())
+    host.stop(worker)
+    assert host.states() == {"a": "running"} and host.history() == []
+    assert "orphan" in host.sagequeue("recover", "t").stdout and host.states() == {"a": "pending"}
 
 
 def test_a_script_that_goes_away_is_no_fault_of_the_job(host: Any, wait_for: Any) -> None:
     host.script("rm job.sh; exit 127\n")
-    host.define(attempts=1)
+    host.define(attempts=1, recoveries=2)
     host.queue().enqueue([("a", {})])
-    host.worker()
+    worker = host.worker()
     wait_for(lambda: host.history())
     wait_for(lambda: host.states() == {"a": "pending"})
     assert (host.values("a")["REASON"], host.values("a")["ATTEMPTS"]) == ("runner_lost", "0")
+    # But not for ever.
+    host.script("rm job.sh; exit 127\n")
+    wait_for(lambda: host.states() == {"a": "failed"})
+    host.stop(worker)
+    assert (host.values("a")["REASON"], host.values("a")["ATTEMPTS"]) == ("too_many_recoveries", "0")
+    assert host.values("a")["DETAIL"].startswith("lost 2 times, lastly: ")
 
 
 def test_a_replaced_program_is_taken_up_after_the_job(host: Any, wait_for: Any) -> None:
@@ -217,13 +273,14 @@ def test_a_replaced_program_is_taken_up_after_the_job(host: Any, wait_for: Any) 
 def test_a_changed_definition_holds_from_the_next_job_on(host: Any, wait_for: Any) -> None:
     host.script("echo $1 >> got\n")
     host.define(args="first")
-    host.worker()
+    worker = host.worker()
     host.queue().enqueue([("a", {})])
     wait_for(lambda: host.states() == {"a": "done"})
     host.define(args="second")
     wait_for(lambda: "definition has changed" in host.said())
     host.queue().enqueue([("b", {})])
     wait_for(lambda: host.states().get("b") == "done")
+    host.stop(worker)
     assert (host.work / "got").read_text() == "first\nsecond\n"
 
 
@@ -242,6 +299,9 @@ def test_a_broken_definition_is_waited_out(host: Any, wait_for: Any) -> None:
     assert host.states() == {"a": "pending"}
     host.define()
     wait_for(lambda: host.states() == {"a": "done"})
+    path.write_text("{", encoding="utf-8")
+    wait_for(lambda: host.said().count("waiting: jobset t") == 2)
+    host.stop(worker)
 
 
 def test_refused_entries_are_named_once(host: Any, wait_for: Any) -> None:
@@ -253,6 +313,7 @@ def test_refused_entries_are_named_once(host: Any, wait_for: Any) -> None:
     wait_for(lambda: all(f"{name}.env" in host.said() for name in ("one", "two", "three")))
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(2)
+    host.stop(worker)
     assert host.said().count("one.env") == 1 and len(host.said().splitlines()) < 8
 
 
@@ -268,6 +329,7 @@ def test_without_descriptors_nothing_is_lost_and_nothing_left_running(host: Any,
     assert host.states() == {"a": "running"} and host.owners()
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, before)
     wait_for(lambda: host.states() == {"a": "failed"})
+    host.stop(worker)
     assert host.values("a")["REASON"] == "timeout" and host.alive("a") == []
 
 
@@ -313,6 +375,36 @@ def test_without_a_cap_a_log_grows(host: Any) -> None:
     assert list(logs(host)) == ["a.log"] and "\n1\n" in host.log("a") and "\n20000\n" in host.log("a")
 
 
+def test_a_log_without_room_says_later_what_it_lacks(small_disk: Any) -> None:
+    """What a job prints is dropped, and the job goes on; how much that was is said as soon as there is room again."""
+    said: list[str] = []
+    small_disk.define()
+    path = small_disk.root / "var/t/log/a.log"
+    log = joblog.JobLog(str(path), 4096, 2, said.append)
+    ballast = small_disk.root / "var/ballast"
+    with pytest.raises(OSError, match="No space left"), open(ballast, "wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    for _time in range(2):
+        log.write(memoryview(b"lost\n" * 2000))
+    assert len(said) == 1 and f"{path} can't be written (No space left on device); what the job prints is dropped" in said[0]
+    ballast.unlink()
+    log.write(memoryview(b"kept\n"))
+    log.close()
+    # Also when it has ended meanwhile.
+    brief = joblog.JobLog(str(path.with_name("b.log")), 0, 0, said.append)
+    with pytest.raises(OSError, match="No space left"), open(ballast, "wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    brief.note("x" * 9000)
+    ballast.unlink()
+    brief.close()
+    assert path.with_name("b.log").read_text().endswith(" of this log are missing here: No space left on device\n")
+    text = path.read_text()
+    missing = int(text.split(" bytes of this log are missing here: No space left on device")[0].rpartition(" ")[2])
+    assert missing + text.count("lost\n") * 5 == 20_000 and text.endswith("kept\n")
+
+
 def test_a_daemon_that_keeps_the_log_open_is_not_waited_for(host: Any) -> None:
     host.script("setsid sh -c 'while :; do echo x; done' &\necho last; sleep 0.3; exit $JOB_STATUS\n")
     host.define(attempts=1)
@@ -347,8 +439,9 @@ def test_a_log_that_is_no_file_starts_nothing(host: Any, wait_for: Any) -> None:
     queue = host.queue()
     os.mkfifo(host.root / "var/t/log/a.log")
     queue.enqueue([("a", {})])
-    host.worker()
+    worker = host.worker()
     wait_for(lambda: "not_started" in host.said())
+    host.stop(worker)
     assert "a.log is refused, not a regular file" in host.said() and not (host.work / "ran").exists()
 
 
@@ -363,7 +456,7 @@ def test_a_full_disk_while_finishing(host: Any, wait_for: Any) -> None:
         host.define()
         queue = host.queue()
         queue.enqueue([("a", {})])
-        host.worker()
+        worker = host.worker()
         wait_for(lambda: (host.work / "up").exists())
         ballast = Path(var, "ballast")
         with pytest.raises(OSError, match="No space left"), open(ballast, "wb", buffering=0) as file:
@@ -375,6 +468,7 @@ def test_a_full_disk_while_finishing(host: Any, wait_for: Any) -> None:
         ballast.unlink()
         wait_for(lambda: host.states() == {"a": "done"})
         assert host.values("a")["REASON"] == "ok" and [line["reason"] for line in host.history()] == ["ok"]
+        host.stop(worker)
         assert host.said().count("can't be recorded") == 1
     finally:
         host.close()
