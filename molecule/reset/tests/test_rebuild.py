@@ -38,10 +38,12 @@ def kill_at(site, step, **variables):
         "PYTHONUNBUFFERED": "1",
     }
     process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    said = []
+    said, begun = [], False
     for line in process.stdout:
         said.append(line)
-        if line.startswith("TASK [") and step in line:
+        # It looks at the container before, too.
+        begun = begun or MORE[0] in line
+        if begun and line.startswith("TASK [") and step in line:
             break
     else:
         pytest.fail(f"it has ended before the task {step}:\n{''.join(said[-30:])}")
