@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,26 @@ def test_stamps_and_labels_of_holders(folder: str) -> None:
     assert owner.living(folder) == ["a.b-1"]
     holders[1].release()
     assert owner.living(folder) == []
+
+
+def test_how_long_silence_is_believed() -> None:
+    """A quarter longer than the lease, by another clock, and what it takes a guard to end everything."""
+    assert [owner.believed(lease) for lease in (10, 60, 1000)] == [27.5, 90, 1265]
+
+
+def test_what_no_holder_makes_is_no_lock_that_is_held(folder: str) -> None:
+    holder = owner.Holder(folder, "t-1")
+    elsewhere = {**job.parse(holder.record("c1")), "OWNER_HOST": "elsewhere"}
+    assert owner.why_dead(elsewhere, folder) == ""
+    lock = Path(folder, holder.lock)
+    lock.rename(Path(folder, "aside"))
+    lock.symlink_to("aside")
+    assert owner.why_dead(elsewhere, folder) == "its lock is free"
+    lock.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(lock))
+        assert owner.why_dead(elsewhere, folder) == "its lock is free"
+    holder.release()
 
 
 def test_a_lease_whose_lock_is_gone_is_over(folder: str) -> None:

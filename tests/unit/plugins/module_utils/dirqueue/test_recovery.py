@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -48,6 +49,58 @@ def test_a_worker_killed_in_mid_job(host: Any, wait_for: Any) -> None:
     host.work_off("t-2")
     assert host.states() == {"a": "done"} and host.values("a")["RECOVERIES"] == "1"
     assert [line["reason"] for line in host.history()] == ["orphan", "ok"]
+
+
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_all_that_several_dead_workers_left_is_ended(host: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(recovery, "_AT_ONCE", at_once)
+    host.script(LONG)
+    host.define()
+    queue = host.queue()
+    queue.enqueue([(name, {}) for name in "abc"])
+    workers = [host.worker(f"t-{number}") for number in range(3)]
+    wait_for(lambda: all(host.alive(name) for name in "abc"))
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    runner = make(queue.layout, queue.jobset)
+    really_end = runner.end
+
+    def end(*carries: dict[str, str]) -> None:
+        # Nobody is held up meanwhile.
+        with open(queue.layout.lock) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        really_end(*carries)
+
+    monkeypatch.setattr(runner, "end", end)
+    assert [(change.name, change.new_state) for change in recover(queue, runner)] == [(name, "pending") for name in "abc"]
+    assert not any(host.alive(name) for name in "abc")
+
+
+def test_what_recovery_says(host: Any) -> None:
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("alive", {})])
+    holder = owner.Holder(queue.layout.workers, "t-1")
+    assert queue.claim(holder)
+    host.put("running", "odd")
+    os.link(host.path("running", "odd"), host.base / "second")
+    host.put("running", "orphan")
+    queue.enqueue([("pends", {})])
+    # Its claimer died just before the rename.
+    host.path("running", host.dead_claimer()).rename(host.path("pending", "pends"))
+    (lock,) = {*os.listdir(queue.layout.workers)} - {holder.lock}
+    said: list[str] = []
+    assert len(bring_back(queue, check=True, log=said.append)) == 2 and said == []
+    assert [(change.name, change.new_state) for change in bring_back(queue, log=said.append)] == [("odd", "running"), ("orphan", "pending")]
+    assert said == [
+        "job orphan: running -> pending (orphan: no readable owner record)",
+        "job pends: removed the owner record of a worker that died while claiming it",
+        f"removed the lock of a dead worker, {lock}",
+    ]
+    assert host.owners() == ["alive.env.owner"] and [change.name for change in bring_back(queue, log=said.append)] == ["odd"]
+    assert len(said) == 3 and host.states()["alive"] == "running"
+    holder.release()
 
 
 def test_a_new_worker_recovers_at_its_start(host: Any, wait_for: Any) -> None:
