@@ -281,7 +281,7 @@ class PodmanExec(Client, name="podman_exec"):
 
     def signal(self, running: Running, number: int) -> None:
         """See Runner.signal."""
-        self._unshared([running.carries], "--spare-session", str(running.session), "--signal", str(number))
+        self._unshared([running.carries], "--spare-session", str(running.session), "--signal", str(int(number)))
 
     def end(self, *wanted: dict[str, str]) -> None:
         """See Runner.end."""

@@ -38,7 +38,7 @@ class PodmanRun(Client, name="podman_run"):
 
     def signal(self, running: Running, number: int) -> None:
         """See Runner.signal."""
-        podman("kill", "--signal", str(number), _name(running.carries))
+        podman("kill", "--signal", str(int(number)), _name(running.carries))
 
     def end(self, *wanted: dict[str, str]) -> None:
         """See Runner.end."""

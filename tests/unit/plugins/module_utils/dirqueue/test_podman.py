@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, client, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, Running, carried, client, make
 
 # It notes how it was called, and answers what the file `answers` says for the call's first words.
 PODMAN = f"""#!{sys.executable}
@@ -160,6 +160,20 @@ def test_what_runs_in_the_container_is_looked_for_and_killed(host: Any, podman: 
     words = calls(podman)[-1][0]
     sought = ["SAGEQUEUE_CLAIM=c1", "or", "SAGEQUEUE_CLAIM=c2"]
     assert words[0] == "unshare" and words[2:] == [str(host.program), "carriers", "--signal", "9", "--until-gone", *sought]
+
+
+class OldEnum(int):
+    """A signal as Python has it before 3.11."""
+
+    def __str__(self) -> str:
+        return "Signals.SIGTERM"
+
+
+@pytest.mark.parametrize("kind", ["podman_exec", "podman_run"])
+def test_a_signal_is_passed_on_as_a_number(host: Any, podman: Path, kind: str) -> None:
+    runner_of(host, kind).signal(Running(0, {"SAGEQUEUE_CLAIM": "c1"}, ""), OldEnum(15))
+    words = calls(podman)[-1][0]
+    assert words[words.index("--signal") + 1] == "15"
 
 
 def test_a_container_of_a_dead_claim_is_removed(host: Any, podman: Path) -> None:
