@@ -332,7 +332,8 @@ def test_the_root_may_lie_in_the_home_of_the_user_database(call: Any, host: Any,
 
     def root(given: str) -> str:
         words = [sys.executable, "-c", where, str(host.base), given]
-        return subprocess.run(words, env={**os.environ, "PYTHONPATH": str(COLLECTIONS)}, capture_output=True, text=True).stdout.strip()
+        path = os.pathsep.join([str(COLLECTIONS), os.environ.get("PYTHONPATH", "")])
+        return subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True).stdout.strip()
 
     assert root(str(other / "sagequeue")) == str(host.root)
     (other / "sagequeue").mkdir()
