@@ -22,8 +22,11 @@ MORE = [
     "Ask Jupyter with the token",
     "Solve a clause in the running container",
 ]
-# Another recipe than setup's.
-NEW = {"sagequeue_userns": "mapped", "sage_image_build_args": {"PIP_INDEX_URL": "https://pypi.org/simple"}, "put_back": True}
+
+
+def new(step):
+    """Variables that ask for another recipe than that of setup and of all other steps."""
+    return {"sagequeue_userns": "mapped", "sage_image_build_args": {"STEP": step}, "put_back": True}
 
 
 def kill_at(site, step, **variables):
@@ -64,7 +67,7 @@ def broken(site):
 
 
 def test_check_mode_says_what_would_happen(site, broken):
-    said = site.play("rebuild_image", check=True, **NEW).said
+    said = site.play("rebuild_image", check=True, **new("check")).said
     for words in ("would close the gates of half, petersen", "would put back half_off", "would leave closed, as now: the gates of template",
                   "a build argument changed", "would restart the workers of half, petersen",
                   "would retry, because the image was to blame: petersen_off0, petersen_off1"):  # fmt: skip
@@ -76,7 +79,7 @@ def test_check_mode_says_what_would_happen(site, broken):
 def test_killed(site, broken, step):
     site.until_counts("half", seconds=60, running=2)
     # Deaf jobs are waited for as long as it takes; then they are put back.
-    kill_at(site, step, **{**NEW, "put_back": step != STEPS[0]})
+    kill_at(site, step, **{**new(step), "put_back": step != STEPS[0]})
     assert sum(site.progress("half")["counts"].values()) == 6
     noted = site.sh("cat ~/sagequeue/var/rebuild_image.json 2>/dev/null || true")
     if step != MORE[0]:
@@ -88,7 +91,7 @@ def test_killed(site, broken, step):
 
 
 def test_run_again_it_ends_right(site, broken):
-    said = site.play("rebuild_image", **NEW).said
+    said = site.play("rebuild_image", **new(STEPS[-1])).said
     assert "solves in the running container sagemath" in said
     assert site.sh("ls ~/sagequeue/var | grep rebuild || true") == ""
     assert site.sh("cat ~/Jupyter/template_stop.txt") == broken, "an operator's gate was opened"
@@ -98,7 +101,7 @@ def test_run_again_it_ends_right(site, broken):
     )
     site.until_counts("petersen", seconds=200, done=2)
     site.until_counts("half", seconds=60, running=2)
-    again = site.play("rebuild_image", **NEW)
+    again = site.play("rebuild_image", **new(STEPS[-1]))
     assert again.changed == []
     site.play("clear_stop", jobset="template")
 
