@@ -57,7 +57,8 @@ class Reset(Site):
         return self.sh(
             "find /etc /home/researcher /var/lib/systemd/linger /usr/local /mnt/c -xdev"
             " '(' -path '*/containers/storage' -o -path '*/.ansible' -o -path '*/containers/cache' ')' -prune"
-            " -o -printf '%p %y %m %u\\n' | sort; getent passwd; getent group; systemctl list-unit-files --no-legend --plain",
+            " -o -printf '%p %y %m %u\\n' | sort; getent passwd; getent group;"
+            " systemctl list-unit-files --no-legend --plain | grep -v ' transient '",
             root=True,
         ).splitlines()
 

@@ -6,7 +6,7 @@ import re
 
 # What jobs, Sage, Jupyter and Podman keep; settings that others may rely on by now, which the README names; what packages bring along.
 DATA = re.compile(
-    r"/home/researcher(/sagequeue(/var(/|$)|/sage(/|$)|$)|/Jupyter|/\.jupyter|/\.sagequeue-|/\.cache)"
+    r"/home/researcher(/sagequeue(/var(/|$)|/sage(/|$)|/adopted(/|$)|$)|/Jupyter|/\.jupyter|/\.sagequeue-|/\.cache)"
     r"|/home/researcher/\.(local(/share(/containers(/|$)|$)|$)|config$)"
     r"|/etc/(wsl\.conf|sysctl\.d/60-sagequeue\.conf|sub[ug]id|mtab|ld\.so|alternatives|apparmor|containers|\.updated)|/mnt/c/Users/anna/\.wslconfig"
 )
