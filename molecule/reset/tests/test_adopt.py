@@ -96,12 +96,13 @@ def test_their_units_are_disabled_and_their_jobs_come_over(site, older):
     said = site.play("adopt", **{"from": "/home/researcher/src"}).said
     assert "sagequeue-recover.timer, sagequeue@1.service; their files stay" in said
     assert "rook: ran when their workers were stopped" in said
-    states = site.sh("systemctl --user is-active sagequeue@1 sagequeue-recover.timer; systemctl --user is-enabled sagequeue@1", check=False)
-    assert states.split() == ["inactive", "inactive", "disabled"]
-    assert not site.sh("podman exec sagemath pgrep -f older.sage || true"), "a solver of theirs still runs"
-    counts = {"pending": 2, "running": 0, "done": 1, "failed": 1}
-    assert site.progress("rook")["counts"] == counts
-    assert site.sh("cat ~/sagequeue/var/rook/queue/pending/rook_off1.env | grep ATTEMPTS") == "ATTEMPTS=2"
+    active = site.sh("systemctl --user is-active sagequeue@1 sagequeue-recover.timer || true").split()
+    assert active in (["failed", "inactive"], ["inactive", "inactive"])
+    assert site.sh("systemctl --user is-enabled sagequeue@1 || true") == "disabled"
+    assert not site.sh("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep 'older[.]sage' || true"), "a solver of theirs runs"
+    # What ran is an orphan, for recovery to judge.
+    assert site.progress("rook")["counts"] == {"pending": 1, "running": 1, "done": 1, "failed": 1}
+    assert site.sh("cat ~/sagequeue/var/rook/queue/*/rook_off1.env | grep ATTEMPTS") == "ATTEMPTS=2"
     assert site.play("adopt", **{"from": "/home/researcher/src"}).said.startswith("nothing is left to do")
 
 
