@@ -101,7 +101,8 @@ def test_their_units_are_disabled_and_their_jobs_come_over(site, older):
     assert site.sh("systemctl --user is-enabled sagequeue@1 || true") == "disabled"
     assert not site.sh("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep 'older[.]sage' || true"), "a solver of theirs runs"
     # What ran is an orphan, for recovery to judge.
-    assert site.progress("rook")["counts"] == {"pending": 1, "running": 1, "done": 1, "failed": 1}
+    for state in ("pending", "running", "done", "failed"):
+        assert len(site.sh(f"ls ~/sagequeue/var/rook/queue/{state}").split()) == 1
     assert site.sh("cat ~/sagequeue/var/rook/queue/*/rook_off1.env | grep ATTEMPTS") == "ATTEMPTS=2"
     assert site.play("adopt", **{"from": "/home/researcher/src"}).said.startswith("nothing is left to do")
 
