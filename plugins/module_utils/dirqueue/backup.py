@@ -37,7 +37,7 @@ HEAD, MANIFEST, DEFINITION, GATE = "archive.json", "manifest.json", "definition.
 _FILE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,250}"
 # What may be in an archive, in the order in which it is put in place, and how large it may be (0: as the disk allows). All that a job
 # finds when it starts is there before the first job; who was done stays done, and what waits comes last.
-KINDS = (
+_KINDS = (
     (re.compile(rf"({HEAD})\Z"), 1 << 16),
     (re.compile(rf"({DEFINITION})\Z"), 1 << 20),
     (re.compile(r"state/([^/\0]{1,250})\Z"), 0),
@@ -53,8 +53,6 @@ KINDS = (
     (re.compile(r"queue/batches/([^/]+\.cursor)\Z"), 100),
     (re.compile(r"queue/batches/([^/]+\.batch)\Z"), 0),
 )
-# How many members there may be, and how much of the manifest each may take.
-MOST, EACH = 5_000_000, 600
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.new\Z")
 CHUNK = 1 << 20
 # A state file up to here is read until nobody writes it meanwhile.
@@ -289,7 +287,7 @@ def _add_or_refuse(queue: Queue, archive: _Archive, name: str, path: str, lines:
 
 def kind_of(name: str) -> Optional[tuple[int, str, int]]:
     """Return what a member is: the how many-th kind, the file's own name, and how large it may be; None: nothing of ours."""
-    for order, (pattern, largest) in enumerate(KINDS):
+    for order, (pattern, largest) in enumerate(_KINDS):
         found = pattern.match(name)
         if found and found[1] not in (".", ".."):
             entry = found[1]

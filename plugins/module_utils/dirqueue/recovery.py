@@ -17,7 +17,7 @@ from .runners import Runner, carried
 from .store import Change
 
 # A staged file older than this belongs to nobody who still lives (seconds).
-_STAGING_AGE = 3600
+STAGING_AGE = 3600
 # Claims whose processes are looked for together.
 _AT_ONCE = 1000
 
@@ -90,5 +90,5 @@ def _clean_staging(folder: str) -> None:
         with contextlib.suppress(OSError):
             found = entry.stat(follow_symlinks=False)
             # An owner record whose maker was killed may have its second name already.
-            if time.time() - found.st_ctime > _STAGING_AGE and not why_odd(found, links=entry.name.startswith("owner.")):
+            if time.time() - found.st_ctime > STAGING_AGE and not why_odd(found, links=entry.name.startswith("owner.")):
                 os.unlink(entry.path)

@@ -20,12 +20,14 @@ from collections.abc import Iterator
 from typing import Any, Optional
 
 from . import owner
-from .backup import CHUNK, DEFINITION, EACH, FORMAT, GATE, HEAD, MANIFEST, MOST, clean_up, hidden, kind_of, plain
+from .backup import CHUNK, DEFINITION, FORMAT, GATE, HEAD, MANIFEST, clean_up, hidden, kind_of, plain
 from .errors import QueueError
 from .job import SUFFIX
 from .layout import PLACES, open_own, sync_file_system, sync_folder
 from .queue import Queue
 
+# How many members there may be, and how much of the manifest each may take.
+_MOST, _EACH = 5_000_000, 600
 # What is left of the disk beside what an archive holds.
 _SPARE = 16 << 20
 
@@ -50,9 +52,9 @@ def _members(file: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
         QueueError: something in it is not what backup writes.
         OSError, tarfile.TarError, EOFError, zlib.error: it is no archive, or not whole.
     """
-    with gzip.GzipFile(fileobj=file, mode="rb") as plain:
+    with gzip.GzipFile(fileobj=file, mode="rb") as unzipped:
         # No links, no devices, no paths: nothing is unpacked by tarfile itself, whose own filters not every Python has.
-        with tarfile.open(fileobj=plain, mode="r|", tarinfo=_Member) as tar:
+        with tarfile.open(fileobj=unzipped, mode="r|", tarinfo=_Member) as tar:
             while True:
                 member = tar.next()
                 if member is None:
@@ -62,7 +64,7 @@ def _members(file: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                 yield member, tar.extractfile(member)
                 tar.members.clear()  # type: ignore[attr-defined]
         # To its end, where its checksum is.
-        if len(plain.read(CHUNK)) == CHUNK:
+        if len(unzipped.read(CHUNK)) == CHUNK:
             raise QueueError("it goes on after its end")
 
 
@@ -80,14 +82,14 @@ def _unpack(queue: Queue, path: str, folder: str) -> dict[str, Any]:
         for member, content in _members(file):
             name, size = member.name, member.size
             if name == MANIFEST:
-                if manifest is not None or size > EACH * (len(seen) + 1000):
+                if manifest is not None or size > _EACH * (len(seen) + 1000):
                     raise QueueError(f"{name} is there twice, or too large")
                 manifest = json.loads(content.read())
                 continue
             kind = kind_of(name)
             if manifest is not None or not kind:
                 raise QueueError(f"{name!r} is nothing that a backup holds")
-            if name in seen or len(seen) == MOST:
+            if name in seen or len(seen) == _MOST:
                 raise QueueError(f"{name} is in it twice, or is one of too many")
             _order, entry, largest = kind
             disk = os.statvfs(folder)

@@ -16,12 +16,11 @@ from . import batch, jobset
 from .batch import Batch
 from .errors import MalformedJob, QueueError, explain
 from .job import SUFFIX
-from .layout import PLACES, Layout, Refused, open_own
+from .layout import PLACES, STATES, Layout, Refused, open_own
 from .queue import Queue
+from .recovery import STAGING_AGE
 from .store import is_whole
 
-# Seconds after which recovery takes away what lies in staging.
-_STAGING_AGE = 3600
 # How many lines of a history are named.
 _LINES = 10
 
@@ -125,7 +124,7 @@ def _unfit(queue: Queue, job: str, place: str) -> Iterator[Problem]:
 
 
 def _leftovers(queue: Queue) -> Iterator[Problem]:
-    oldest = time.time() - _STAGING_AGE - 2 * queue.jobset.recover_every
+    oldest = time.time() - STAGING_AGE - 2 * queue.jobset.recover_every
     for entry in sorted(os.scandir(queue.layout.staging), key=lambda entry: entry.name):
         with contextlib.suppress(FileNotFoundError):
             since = entry.stat(follow_symlinks=False).st_ctime
@@ -173,6 +172,6 @@ def said(found: dict[str, Any]) -> list[str]:
     """Return what is true of the queues, a line each."""
     lines = []
     for one in (one for one in found["queues"] if not one["problems"]):
-        jobs = ", ".join(f"{one[state]} {state}" for state in ("pending", "running", "done", "failed"))
+        jobs = ", ".join(f"{one[state]} {state}" for state in STATES)
         lines.append(f"jobset {one['jobset']} keeps what it promises: {jobs}; the gate is {one['gate']}")
     return lines
