@@ -19,7 +19,8 @@ from .batch import Batch, Lines
 from .errors import MalformedJob, QueueError, explain
 from .job import SUFFIX
 from .layout import PLACES, Refused, open_own, sync_file_system, why_odd
-from .store import Change, Store, ahead
+from .records import Records
+from .store import Change, ahead
 
 
 class Snapshot(NamedTuple):
@@ -35,7 +36,7 @@ class Snapshot(NamedTuple):
             os.close(self.batches.popitem()[1])
 
 
-class Intake(Store):
+class Intake(Records):
     """A queue that takes jobs."""
 
     # ---- enqueue ------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@
 A large enqueue is one file, a batch, whose jobs are pending and become files a few at a time: see batch.py. A held job is
 pending, too, but lies in a folder where no claimer looks.
 
-Below this file are those that it rests on: control.py (what an operator decides), intake.py (how jobs come in) and
-store.py (how the folders are read and written).
+Below this file are those that it rests on: control.py (what an operator decides), intake.py (how jobs come in), records.py
+(owner records) and store.py (how the folders are read and written).
 
 The rules that make it safe:
 

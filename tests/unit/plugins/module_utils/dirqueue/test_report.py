@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, page, report
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import charts, job, jobset, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
@@ -266,9 +266,10 @@ def test_many_attempts_are_drawn_together(host: Host) -> None:
     lay(host, lines)
     made = written(host)
     found = Page(made.text)
-    assert len(found.tables["Attempts of each worker"]) == 1 + page.WORKERS and "20 workers with fewer attempts are left out" in found.text
+    assert len(found.tables["Attempts of each worker"]) == 1 + charts.WORKERS
+    assert "20 workers with fewer attempts are left out" in found.text
     assert len(found.tables["Failed attempts by reason"]) <= 2 + report.GROUPS and "s3cr3t" not in made.text
-    assert sum(1 for tag, _more in found.tags if tag == "rect") < page.WORKERS * page.BARS * 2 + 500
+    assert sum(1 for tag, _more in found.tags if tag == "rect") < charts.WORKERS * charts.BARS * 2 + 500
     assert len(made.text) < 2_000_000
 
 
