@@ -22,6 +22,6 @@ def test_teardown_leaves_the_host_as_it_was(site):
     left = differences(site.found, site.listing())
     assert not left, "\n".join(left)
     assert site.queue() == queue
-    left = site.sh("podman ps -a; podman images; podman secret ls; systemctl --user list-units --all --plain --no-legend")
-    assert "sagequeue" not in left.replace("sagequeue-sage-base", "")
+    left = site.sh("podman ps -a; podman images; podman secret ls; systemctl --user list-units --all --plain --no-legend").splitlines()
+    assert [line for line in left if "sagequeue" in line.replace("sagequeue-sage-base", "")] == []
     assert site.play("teardown", remove_image=True).changed == []
