@@ -26,11 +26,13 @@ class Host(NamedTuple):
     container: str
     slice: dict[str, Any]
     stop_margin: int
+    sif: str = ""
 
     def defaults(self) -> dict[str, Any]:
         """Return what a definition leaves to the host."""
         sage = [os.path.join(self.root, "sage", "bin", "sage")]
-        return {"home": self.home, "runner": self.runner, "supervisor": self.supervisor, "image": self.image, "sage_command": sage}
+        own = {key: getattr(self, key) for key in ("home", "runner", "supervisor", "image", "sif")}
+        return {**own, "sage_command": sage}
 
     def text(self) -> str:
         """Return the file's text. The root is where the file lies."""

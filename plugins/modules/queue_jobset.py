@@ -64,6 +64,9 @@ options:
       image:
         description: The image of jobsets that name none, with the runner podman_run.
         type: str
+      sif:
+        description: The same with the runner apptainer, a path.
+        type: str
   root:
     description: The batch user's sagequeue folder.
     type: path
@@ -130,6 +133,7 @@ def main() -> None:
                     "supervisor": {"type": "str"},
                     "sage_command": {"type": "list", "elements": "str"},
                     "image": {"type": "str"},
+                    "sif": {"type": "str"},
                 },
             },
             "root": {"type": "path", "default": "~/sagequeue"},

@@ -65,6 +65,10 @@ options:
         description: The image of jobsets that name none, with the runner podman_run.
         type: str
         default: ""
+      sif:
+        description: The same with the runner apptainer, a path.
+        type: str
+        default: ""
       container:
         description: The container that the runner podman_exec enters, whose unit workers start after.
         type: str
@@ -219,6 +223,7 @@ def main() -> None:
                     "runner": {"type": "str", "required": True},
                     "supervisor": {"type": "str", "required": True},
                     "image": {"type": "str", "default": ""},
+                    "sif": {"type": "str", "default": ""},
                     "container": {"type": "str", "default": "sagemath"},
                     "slice": {"type": "dict", "default": {}},
                     "stop_margin": {"type": "int", "default": 10},

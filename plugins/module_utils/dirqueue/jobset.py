@@ -43,8 +43,8 @@ KEYS: dict[str, Key] = {
     "workdir": Key("path", None, "the folder on the host in which jobs run"),
     "container": Key("text", "sagemath", "the container of podman_exec"),
     "container_workdir": Key("text", "/home/sage/notebooks", "workdir as a container sees it"),
-    "image": Key("text", None, "the image of podman_run"),
-    "run_options": Key("words", ["--userns=keep-id:uid=1000,gid=1000"], "further options of podman run"),
+    "image": Key("text", None, "the image of podman_run, or the .sif of apptainer"),
+    "run_options": Key("words", None, "further options of podman run, or of apptainer exec"),
     "gate_file": Key("text", None, "the stop file, relative to workdir"),
     "solved_pattern": Key("text", "off={offset} stride={stride}", "how a gate's text names the job that solved it"),
     "timeout": Key("seconds", 0, "seconds after which a job is ended; 0: never"),
@@ -77,7 +77,7 @@ KEYS: dict[str, Key] = {
     "engine_options": Key("options", {}, "under an engine: further options of sbatch, or commands of condor_submit"),
 }
 # What a host may say for all its jobsets, and what holds where it says nothing.
-_HOST = {"home": "~", "runner": "process", "supervisor": "systemd", "sage_command": ["sage"], "image": ""}
+_HOST = {"home": "~", "runner": "process", "supervisor": "systemd", "sage_command": ["sage"], "image": "", "sif": ""}
 # More than any definition needs: what is larger is not read.
 _MAX_BYTES = 1 << 20
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
@@ -178,7 +178,7 @@ class Jobset:
         Args:
             name: the jobset's name.
             definition: its keys.
-            defaults: the host's own: home, runner, supervisor, sage_command (of the runner process), image.
+            defaults: the host's own: home, runner, supervisor, sage_command (of the runner process), image, sif.
         Raises:
             QueueError: names the jobset, the key, the reason and, for a misspelt key, the nearest.
         """
@@ -198,6 +198,8 @@ class Jobset:
         home = os.path.expanduser(str(host["home"]))
         for key, rule in KEYS.items():
             value = definition.get(key)
+            if key == "image" and self.runner == "apptainer" and str(value).startswith("~/"):
+                value = home + str(value)[1:]
             if value is None:
                 value = self._default(key, host) if rule.default is None else rule.default
             setattr(self, key, self._checked(key, rule.check, value, home))
@@ -206,6 +208,10 @@ class Jobset:
     def _default(self, key: str, host: dict[str, Any]) -> Any:
         if key == "command":
             return host["sage_command"] if self.runner == "process" else ["/sage/sage"]
+        if key == "run_options":
+            return [] if self.runner == "apptainer" else ["--userns=keep-id:uid=1000,gid=1000"]
+        if key == "image" and self.runner == "apptainer":
+            return host["sif"]
         worked_out = {"workdir": "~/Jupyter", "gate_file": f"{self.name}_stop.txt"}
         return worked_out[key] if key in worked_out else host[key]
 
@@ -290,8 +296,10 @@ class Jobset:
             raise QueueError(f"jobset {self.name}: lease is {self.lease:g}; it must be at least 10 s")
         if not self.hook_limit:
             raise QueueError(f"jobset {self.name}: hook_limit is 0; it must be some seconds")
-        if self.runner == "podman_run" and not self.image:
-            raise QueueError(f"jobset {self.name}: the runner podman_run needs the key 'image'")
+        if self.runner in ("podman_run", "apptainer") and not self.image:
+            raise QueueError(f"jobset {self.name}: the runner {self.runner} needs the key 'image'")
+        if self.runner == "apptainer" and not os.path.isabs(self.image):
+            raise QueueError(f"jobset {self.name}: image is {self.image!r}; for apptainer it must be the absolute path of a .sif")
         if self.podman_secrets and self.runner != "podman_run":
             hint = "; give them to the container (sage_container_secrets)" if self.runner == "podman_exec" else ""
             raise QueueError(f"jobset {self.name}: podman_secrets are for the runner podman_run, not {self.runner}{hint}")

@@ -5,9 +5,10 @@
 """Start jobs in a container by the agent, by podman exec and by crun exec, and print as JSON what became of them, or how long they took.
 
 usage: [RUNNER=docker_exec] compare.py PROGRAM CONTAINER FOLDER [ROUNDS]
+       RUNNER=apptainer IMAGE=NAME compare.py PROGRAM SIF FOLDER
 
 PROGRAM is the program sagequeue, FOLDER one in the container. With ROUNDS: the seconds of that many no-op jobs, by each way in
-turns. Run it as the container's user, on its host. RUNNER=docker_exec has jobs started by that runner and by docker exec.
+turns. Run it as the container's user, on its host. RUNNER=docker_exec has jobs started by that runner and by docker exec, RUNNER=apptainer by that one and by podman_run, with FOLDER on the host.
 """
 
 from __future__ import annotations
@@ -27,12 +28,20 @@ from dirqueue.runners import Command, make  # type: ignore[import-not-found]
 
 program, container, folder = sys.argv[1:4]
 kind = os.environ.get("RUNNER", "podman_exec")
-ours, client = {"podman_exec": ("agent", "podman"), "docker_exec": ("docker_exec", "docker")}[kind]
-jobset = Jobset(
-    "t", {"script": ".", "command": "sh", "workdir": "/", "runner": kind, "container": container, "container_workdir": folder}
-)
+ours, client = {"podman_exec": ("agent", "podman"), "docker_exec": ("docker_exec", "docker"), "apptainer": ("apptainer", "podman_run")}[kind]
 said: list[str] = []
-runner = make(Layout(os.path.dirname(os.path.dirname(os.path.abspath(program))), "t"), jobset, said.append)
+
+
+def runner_of(kind: str, **keys: str) -> Any:
+    jobset = Jobset("t", {"script": ".", "command": "sh", "workdir": "/", "runner": kind, "container_workdir": folder, **keys})
+    return make(Layout(os.path.dirname(os.path.dirname(os.path.abspath(program))), "t"), jobset, said.append)
+
+
+if kind == "apptainer":
+    runner = runner_of(kind, workdir=folder, container_workdir="/home/sage/notebooks", image=container)
+    other = runner_of(client, workdir=folder, container_workdir="/home/sage/notebooks", image=os.environ["IMAGE"])
+else:
+    runner = runner_of(kind, container=container)
 token = runner.ready()
 CLAIM = {"SAGEQUEUE_CLAIM": f"compare-{os.getpid()}"}
 
@@ -86,6 +95,8 @@ def run(by: str, words: list[str], variables: dict[str, str]) -> tuple[Any, byte
     if by == ours:
         running = runner.start(command, CLAIM, token)
         assert not running.session or by != "agent", said
+    elif client == "podman_run":
+        running = other.start(command, CLAIM, "")
     else:
         running = runner._start([client, "exec", "--workdir", folder], container, command, CLAIM, token)
     os.close(writing)

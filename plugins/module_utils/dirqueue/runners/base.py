@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Callable, ClassVar, NamedTuple, Optional
 
 from .. import owner
@@ -27,6 +27,9 @@ from ..layout import Layout
 
 # Seconds that a process gets to vanish after SIGKILL.
 _KILL_WAIT = 10.0
+# The descriptor by which a program that hides its environment shows whose it is, with all that it starts: see Runner._spawn.
+_MARK = 60
+_MARK_NAME = "sagequeue "
 # As os.fsencode does it.
 _ENCODING = (sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
@@ -109,10 +112,20 @@ def _sought(wanted: Iterable[dict[str, str]]) -> list[set[bytes]]:
     return [{f"{key}={value}".encode() for key, value in carries.items()} for carries in wanted]
 
 
+def _variables_of(pid: str) -> list[bytes]:
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        variables = file.read().split(b"\0")
+    mark = f"/proc/{pid}/fd/{_MARK}"
+    with contextlib.suppress(FileNotFoundError):
+        if os.readlink(mark).startswith(f"/memfd:{_MARK_NAME}"):
+            with open(mark, "rb") as file:
+                variables += file.read().split(b"\0")
+    return variables
+
+
 def _carries(pid: str, sought: list[set[bytes]], left_agents: bool) -> bool:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            variables = file.read().split(b"\0")
+        variables = _variables_of(pid)
     except OSError as exc:
         # It is gone, or another user's. A shortage says nothing of it: it may be one of those.
         if is_shortage(exc):
@@ -179,17 +192,25 @@ def memory_of(pids: list[int]) -> int:
     return total
 
 
-def memory_of_claims(claims: set[str]) -> dict[str, int]:
-    """Return the peak resident size of each claim's processes now, in KiB, as far as they can be seen; without the clients' own."""
-    found: dict[str, int] = {}
+def commands_of(claims: set[str]) -> Iterator[tuple[str, int]]:
+    """Yield claim and pid of each process of some claims, as far as they can be seen; without the clients' own."""
     for pid in filter(str.isdigit, os.listdir("/proc") if claims else []):
-        with contextlib.suppress(OSError, StopIteration):
+        with contextlib.suppress(OSError):
             with open(f"/proc/{pid}/environ", "rb") as file:
                 variables = file.read().split(b"\0")
-            claim = next(os.fsdecode(word[16:]) for word in variables if word.startswith(b"SAGEQUEUE_CLAIM="))
-            with open(f"/proc/{pid}/comm", "rb") as file:
-                if claim in claims and file.read().strip() not in (b"podman", b"conmon", b"docker"):
-                    found[claim] = found.get(claim, 0) + memory_of([int(pid)])
+            claim = next((os.fsdecode(word[16:]) for word in variables if word.startswith(b"SAGEQUEUE_CLAIM=")), "")
+            if claim in claims:
+                with open(f"/proc/{pid}/comm", "rb") as file:
+                    client = file.read().strip() in (b"podman", b"conmon", b"docker", b"apptainer", b"squashfuse_ll")
+                if not client:
+                    yield claim, int(pid)
+
+
+def memory_of_claims(claims: set[str]) -> dict[str, int]:
+    """Return the peak resident size of each claim's processes now, in KiB: see commands_of."""
+    found: dict[str, int] = {}
+    for claim, pid in commands_of(claims):
+        found[claim] = found.get(claim, 0) + memory_of([pid])
     return found
 
 
@@ -214,7 +235,9 @@ class Runner:
         self.log = log
         self._inherited = dict(os.environb)
 
-    def _spawn(self, words: list[str], variables: dict[str, str], output: int, folder: str) -> int:
+    def _spawn(
+        self, words: list[str], variables: dict[str, str], output: int, folder: str, mark: Optional[dict[str, str]] = None
+    ) -> int:
         """Start a program in a session of its own; return its pid.
 
         A process of ours has as little to do here as possible: it is short jobs that this holds up.
@@ -224,12 +247,14 @@ class Runner:
             variables: what it gets beside our own variables.
             output: the descriptor that it writes into.
             folder: where it starts.
+            mark: what it carries besides in a file without a name, on a descriptor that its children inherit.
         Raises:
             OSError: it can't be started.
         """
         own = {name.encode(*_ENCODING): value.encode(*_ENCODING) for name, value in variables.items()}
         environment = {**self._inherited, **own}
         program: str | None = words[0]
+        marked = -1
         # A process is where its parent was. We ourselves have no need of a place.
         os.chdir(folder)
         try:
@@ -237,6 +262,9 @@ class Runner:
                 program = shutil.which(words[0], path=os.fsdecode(environment.get(b"PATH", os.defpath)))
                 if not program:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), words[0])
+            if mark is not None:
+                marked = os.memfd_create(_MARK_NAME)
+                os.write(marked, b"".join(f"{name}={value}\0".encode(*_ENCODING) for name, value in mark.items()))
             # All that is ours closes at execve(2), not before: until then the child has its worker's lock, see owner.why_dead.
             return os.posix_spawn(
                 program or "",
@@ -246,6 +274,7 @@ class Runner:
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, output, 1),
                     (os.POSIX_SPAWN_DUP2, output, 2),
+                    *([(os.POSIX_SPAWN_DUP2, marked, _MARK)] if mark is not None else []),
                 ],
                 setsid=True,
                 # Python ignores these.
@@ -253,6 +282,8 @@ class Runner:
             )
         finally:
             os.chdir("/")
+            if marked >= 0:
+                os.close(marked)
 
     def close(self) -> None:
         """Let go of what was kept for commands to come."""

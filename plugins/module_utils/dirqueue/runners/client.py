@@ -27,7 +27,9 @@ def ask(program: str, *words: str) -> subprocess.CompletedProcess[str]:
             [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
         )
     except FileNotFoundError as exc:
-        raise NotReady(f"{program} is not installed; install it (setup does that for podman), or choose the runner process") from exc
+        raise NotReady(
+            f"{program} is not installed; install it (setup does that for podman and apptainer), or choose the runner process"
+        ) from exc
     except subprocess.TimeoutExpired as exc:
         raise NotReady(f"{program} {words[0]} has not answered for {PATIENCE} s") from exc
 
