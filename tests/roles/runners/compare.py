@@ -8,7 +8,8 @@ usage: [RUNNER=docker_exec] compare.py PROGRAM CONTAINER FOLDER [ROUNDS]
        RUNNER=apptainer IMAGE=NAME compare.py PROGRAM SIF FOLDER
 
 PROGRAM is the program sagequeue, FOLDER one in the container. With ROUNDS: the seconds of that many no-op jobs, by each way in
-turns. Run it as the container's user, on its host. RUNNER=docker_exec has jobs started by that runner and by docker exec, RUNNER=apptainer by that one and by podman_run, with FOLDER on the host.
+turns. Run it as the container's user, on its host. RUNNER=docker_exec has jobs started by that runner and by docker exec,
+RUNNER=apptainer by that one and by podman_run; then FOLDER is one on the host.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from dirqueue.runners import Command, make  # type: ignore[import-not-found]
 
 program, container, folder = sys.argv[1:4]
 kind = os.environ.get("RUNNER", "podman_exec")
-ours, client = {"podman_exec": ("agent", "podman"), "docker_exec": ("docker_exec", "docker"), "apptainer": ("apptainer", "podman_run")}[kind]
+KINDS = {"podman_exec": ("agent", "podman"), "docker_exec": ("docker_exec", "docker"), "apptainer": ("apptainer", "podman_run")}
+ours, client = KINDS[kind]
 said: list[str] = []
 
 

@@ -16,8 +16,11 @@ import functools
 import json
 import os
 import re
+from typing import Callable
 
 from ..errors import NotReady
+from ..jobset import Jobset
+from ..layout import Layout
 from .base import Command, Running, commands_of, end_carriers, memory_of
 from .client import Client, ask
 
@@ -47,6 +50,12 @@ class Apptainer(Client, name="apptainer"):
 
     _checked = ""
     _variables: dict[str, str]
+
+    def __init__(self, layout: Layout, jobset: Jobset, log: Callable[[str], None] = lambda _text: None) -> None:
+        super().__init__(layout, jobset, log)
+        # What somebody means for all containers of his is not for jobs.
+        for name in [one for one in self._inherited if one.startswith((b"APPTAINERENV_", b"SINGULARITYENV_"))]:
+            del self._inherited[name]
 
     def ready(self) -> str:
         """See Runner.ready."""

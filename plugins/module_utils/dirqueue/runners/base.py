@@ -235,9 +235,7 @@ class Runner:
         self.log = log
         self._inherited = dict(os.environb)
 
-    def _spawn(
-        self, words: list[str], variables: dict[str, str], output: int, folder: str, mark: Optional[dict[str, str]] = None
-    ) -> int:
+    def _spawn(self, words: list[str], variables: dict[str, str], output: int, folder: str, mark: Optional[dict[str, str]] = None) -> int:
         """Start a program in a session of its own; return its pid.
 
         A process of ours has as little to do here as possible: it is short jobs that this holds up.
