@@ -91,7 +91,8 @@ def test_a_worker_killed_while_apptainer_begins_leaves_nothing_that_starts_later
     for hundredths in STOPS:
         said = sif_host.sh(
             f"{RUN} {BEGINS} sleep {hundredths / 100}; kill -9 $worker; wait $worker || :; touch work/go;"
-            f"sagequeue/bin/sagequeue recover t; : >work/started; {LEFT} sleep 1; cat work/started; {WORKER} --until-idle; {LEFT} cat work/started",
+            f"sagequeue/bin/sagequeue recover t; : >work/started; {LEFT} sleep 1; cat work/started; {WORKER} --until-idle; {LEFT}"
+            "cat work/started",
             user=USER,
         )
         # The first look at what is left comes after recover: nothing is on its way any more. Nor has anything begun since.
@@ -130,7 +131,7 @@ def test_apptainer_killed_in_mid_job_takes_the_job_with_it(sif_host: Any) -> Non
 
 def test_what_it_waits_for(sif_host: Any) -> None:
     sif_host.write("/home/researcher/work/job.sh", b"true")
-    ready = "timeout 5 {WORKER} 2>&1 || :;"
+    ready = f"{WORKER} >out 2>&1 & worker=$!; for n in $(seq 600); do grep -q waiting out && break; sleep .1; done; kill $worker; cat out;"
     said = sif_host.sh(f"{RUN.replace('sagemath.sif', 'none.sif')} {ready}", user=USER)
     assert "images/none.sif is not there; setup makes Sage's" in said
     said = sif_host.sh(f"{RUN} rm work/job.sh; {ready}", user=USER)
