@@ -134,6 +134,10 @@ from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors impor
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import put_back
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make as make_runner
 
 # What each state asks of a supervisor, in this order.
 VERBS: dict[Optional[str], tuple[str, ...]] = {
@@ -171,6 +175,17 @@ def choose(host: _host.Host, options: dict[str, Any], check: bool) -> tuple[list
     return chosen, diff
 
 
+def end_lasting(root: str, one: Jobset) -> list[str]:
+    """End what of a jobset goes on without its workers; return those jobs, which are pending again."""
+    if one.runner != "condor_job":
+        return []
+    layout = Layout(root, one.name)
+    if not os.path.isdir(layout.queue):
+        return []
+    with Queue(layout, one) as queue:
+        return put_back(queue, make_runner(layout, one))
+
+
 def act(root: str, options: dict[str, Any], check: bool) -> dict[str, Any]:
     """Do what the options say; return the module's result."""
     state = options["state"]
@@ -199,6 +214,9 @@ def act(root: str, options: dict[str, Any], check: bool) -> dict[str, Any]:
         if state == "gone":
             supervisor.gone()
         diff += supervisor.diff
+    # What HTCondor runs goes on without its worker. One that starts again picks it up.
+    for one in [*(chosen if state in ENDING else ()), *surplus] if not check else ():
+        diff += [{"before": f"{name}: running\n", "after": f"{name}: pending\n"} for name in end_lasting(root, one)]
     for one in [*(chosen if state in ("absent", "gone") else ()), *surplus]:
         diff += _host.forget(root, one.name, check)
     if shared or state == "gone":

@@ -20,7 +20,7 @@ from ..dirqueue.jobset import Jobset
 
 def instances(jobset: Jobset) -> list[str]:
     """Return the names of a jobset's workers."""
-    return [f"{jobset.name}-{number}" for number in range(1, jobset.workers + 1)]
+    return [f"{jobset.name}-{number}" for number in range(1, jobset.processes + 1)]
 
 
 def stop_wait(jobset: Jobset, host: Host) -> int:

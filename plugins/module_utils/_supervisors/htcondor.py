@@ -10,8 +10,8 @@ import os
 import shlex
 from typing import Any
 
-from ..dirqueue.errors import QueueError
 from ..dirqueue.jobset import Jobset
+from ..dirqueue.runners.condor_job import requests
 from . import stop_wait
 from .engine import Engine, Task
 
@@ -64,28 +64,17 @@ class Htcondor(Engine):
     suffix = ".sub"
 
     def text(self, jobset: Jobset, enabled: bool) -> str:
-        for key in ("partition", "qos", "time_limit"):
-            if getattr(jobset, key):
-                raise QueueError(f"jobset {jobset.name}: {key} is for the supervisor slurm, not htcondor; take it out")
         root = self.host.root
         log = os.path.join(root, "log", f"{jobset.name}-$(number).log")
         script = _SCRIPT.format(
             home=shlex.quote(self.host.home), program=shlex.quote(os.path.join(root, "bin", "sagequeue")), name=jobset.name, log=_path(log)
         )
         given = {
-            "request_cpus": str(jobset.cpus),
-            "request_memory": str(-(-jobset.memory >> 20)) if jobset.memory else "",
-            "request_disk": str(-(-jobset.disk >> 10)) if jobset.disk else "",
-            "request_gpus": str(jobset.gpus or ""),
-            "accounting_group": jobset.account,
             # A worker that dies, for want of memory say, comes back so often.
             "max_retries": str(jobset.recoveries) if enabled else "",
             "periodic_remove": "" if enabled else _NOT_ENABLED,
+            **requests(jobset, _OURS),
         }
-        for key, value in jobset.engine_options.items():
-            if key.lower() in _OURS:
-                raise QueueError(f"jobset {jobset.name}: engine_options has {key}, which the supervisor htcondor itself needs; take it out")
-            given[key] = value
         return _SUBMIT.format(
             root=root,
             # As condor_submit reads words: single quotes around, those within doubled; and all in double quotes, those doubled.

@@ -52,7 +52,13 @@ def _worker(options: argparse.Namespace) -> int:
     name, dash, number = options.instance.rpartition("-")
     if not dash or not number.isdecimal():
         raise QueueError(f"{options.instance!r} is not JOBSET-NUMBER")
-    worker = Worker(options.root, name, number, _say, options.program, options.until_idle)
+    kind: type[Worker] = Worker
+    if jobset.load(options.root, name).runner == "condor_job":
+        # What other workers have no use for is not loaded by them.
+        from .keeper import Keeper
+
+        kind = Keeper
+    worker = kind(options.root, name, number, _say, options.program, options.until_idle)
     end = worker.run()
     if worker.engine and end == "replaced":
         # No one else would start the new one.

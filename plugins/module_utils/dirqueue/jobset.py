@@ -45,6 +45,8 @@ KEYS: dict[str, Key] = {
     "container_workdir": Key("text", "/home/sage/notebooks", "workdir as a container sees it"),
     "image": Key("text", None, "the image of podman_run, or the .sif of apptainer"),
     "run_options": Key("words", None, "further options of podman run, or of apptainer exec"),
+    "inputs": Key("words", [], "files and folders in workdir that a condor_job is sent beside its script"),
+    "outputs": Key("words", [], "patterns of the files that a condor_job sends back; none: all that it has made"),
     "gate_file": Key("text", None, "the stop file, relative to workdir"),
     "solved_pattern": Key("text", "off={offset} stride={stride}", "how a gate's text names the job that solved it"),
     "timeout": Key("seconds", 0, "seconds after which a job is ended; 0: never"),
@@ -141,6 +143,8 @@ class Jobset:
     container_workdir: str
     image: str
     run_options: list[str]
+    inputs: list[str]
+    outputs: list[str]
     gate_file: str
     solved_pattern: str
     timeout: float
@@ -303,6 +307,18 @@ class Jobset:
         if self.podman_secrets and self.runner != "podman_run":
             hint = "; give them to the container (sage_container_secrets)" if self.runner == "podman_exec" else ""
             raise QueueError(f"jobset {self.name}: podman_secrets are for the runner podman_run, not {self.runner}{hint}")
+        if self.runner == "condor_job" and self.supervisor in ENGINES:
+            raise QueueError(
+                f"jobset {self.name}: the runner condor_job gives its jobs to HTCondor from this host: "
+                f"its supervisor is systemd or supervisord, not {self.supervisor}"
+            )
+        for key in ("inputs", "outputs"):
+            for name in getattr(self, key):
+                if self.runner != "condor_job":
+                    raise QueueError(f"jobset {self.name}: {key} are for the runner condor_job, not {self.runner}; take them out")
+                check_sent(f"jobset {self.name}: {key} has {name!r}", name)
+        if self.runner == "condor_job":
+            check_sent(f"jobset {self.name}: script is {self.script!r}", self.script)
         for name in (*self.secrets, *self.podman_secrets):
             reason = "a variable that podman obeys" if PODMAN_OBEYS.match(name) else "a variable that the worker sets"
             if PODMAN_OBEYS.match(name) or _WORKERS_OWN.match(name):
@@ -312,6 +328,11 @@ class Jobset:
         for name, secret in self.podman_secrets.items():
             if not _PODMAN_SECRET.match(secret):
                 raise QueueError(f"jobset {self.name}: podman_secrets: {secret!r} of {name} can't be the name of a secret of podman's")
+
+    @property
+    def processes(self) -> int:
+        """How many workers there are: of the runner condor_job, one keeps all jobs."""
+        return min(1, self.workers) if self.runner == "condor_job" else self.workers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the definition with everything filled in."""
@@ -385,6 +406,12 @@ class Jobset:
         except MalformedJob:
             return False
         return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text) is not None
+
+
+def check_sent(what: str, name: str) -> None:
+    """Refuse what can't be the name of a file or folder in workdir that HTCondor is told of."""
+    if not {"", ".", ".."}.isdisjoint(name.split("/")) or re.search(r"[,\r\n]|^\s|\s\Z", name):
+        raise QueueError(f"{what}; it must be a name relative to workdir, without . and .., commas, and spaces around it")
 
 
 def path_of(root: str, name: str) -> str:

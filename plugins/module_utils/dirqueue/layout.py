@@ -56,6 +56,8 @@ class Layout:
         self.staging = os.path.join(self.run, "staging")
         self.workers = os.path.join(self.run, "workers")
         self.malformed = os.path.join(self.run, "malformed")
+        # Of the runner condor_job: a folder for each claim.
+        self.condor = os.path.join(self.run, "condor")
         self.lock = os.path.join(self.run, "queue.lock")
         self.history = os.path.join(self.run, "history.jsonl")
         self.gates = os.path.join(self.run, "gates.jsonl")

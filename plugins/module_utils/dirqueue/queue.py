@@ -4,7 +4,7 @@
 """What workers and recovery do with jobs: claim, finish, recover; and the rules that all transitions keep.
 
     enqueue -> pending -> claim -> running -> finish -> done, failed, or back to pending
-    recover: running -> pending (or failed)    retry: failed -> pending    remove: away
+    recover: running -> pending (or failed)    adopt: running, with another owner    retry: failed -> pending    remove: away
 
     hold: pending -> held    release: back    kill: pending, held -> failed; a running one by its worker    reset: done, failed -> pending
 
@@ -446,6 +446,36 @@ class Queue(Control):
                 self.reject(Claim(name, claim, {}), str(exc), locked=True)
             return Change(name, "running", "failed", f"malformed_job: {exc}")
         return Change(name, "running", values["RESULT"], f"{values['REASON']}: {values.get('DETAIL', '')}")
+
+    def recorded_end(self, name: str) -> bool:
+        """Tell whether how an orphan's attempt ended was recorded before its owner died: then recover carries that out."""
+        record = self.owner_of(name) or {}
+        with contextlib.suppress(FileNotFoundError, MalformedJob):
+            values = self.read("running", name)
+            return bool(self._noted(record)) or (values.get("CLAIM") == record.get("OWNER_CLAIM") and values.get("RESULT") in STATES)
+        return True
+
+    def adopt(self, names: list[str], holder: owner.Holder, lasting: Callable[[str, str], bool]) -> list[Claim]:
+        """Take orphans over as they are: the same claims, which go on without their owners, get another.
+
+        Args:
+            names: which.
+            holder: this process.
+            lasting: told a job's name and the dead claim's id, says whether that claim goes on.
+        Returns:
+            the claims that this process holds now.
+        """
+        claims = []
+        with self.lock():
+            for name in names:
+                claim = (self.owner_of(name) or {}).get("OWNER_CLAIM", "")
+                if not self._is_in("running", name) or not self.why_orphan(name) or not CLAIM.match(claim) or not lasting(name, claim):
+                    continue
+                if not (self.why_refused("running", name) or self._odd_owner(name) or self.recorded_end(name)):
+                    values = self.read("running", name)
+                    self._replace_owner(name, holder.record(claim))
+                    claims.append(Claim(name, claim, values))
+        return claims
 
     def _take_over(self, name: str, record: bytes, claim: str) -> bool:
         """Own an orphan whose record is missing or names no claim. The caller holds the lock."""

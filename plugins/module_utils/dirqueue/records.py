@@ -75,11 +75,12 @@ class Records(Store):
     def survey(self) -> dict[str, int]:
         """Return what counts does, and keep in refused, too, every file of the queue that can't be its own."""
         run = self.layout.run
-        for folder in (run, self.layout.staging, self.layout.workers, self.layout.malformed):
+        folders = (run, self.layout.staging, self.layout.workers, self.layout.malformed)
+        for folder in folders:
             for entry in os.scandir(folder):
                 with contextlib.suppress(FileNotFoundError):
                     reason = why_odd(entry.stat(follow_symlinks=False), links=folder != run)
-                    if reason and entry.path not in (self.layout.staging, self.layout.workers, self.layout.malformed):
+                    if reason and entry.path not in (*folders, self.layout.condor):
                         self.refused[os.path.relpath(entry.path, self.layout.base)] = reason
         for name in self.recorded():
             self._odd_owner(name)
@@ -104,6 +105,12 @@ class Records(Store):
         finally:
             if self._records.get(name) != staged:
                 self._spare.append(staged)
+
+    def _replace_owner(self, name: str, record: bytes) -> None:
+        """Put another record in the place of a dead holder's. The caller holds the lock."""
+        staged = f"owner.{os.urandom(8).hex()}"
+        self._stage(staged, record, sync=False)
+        os.rename(staged, name + SUFFIX + owner.SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["running"])
 
     def _stage_owner(self, record: bytes, claim: str) -> str:
         """Write an owner record into staging, if possible into a file that was one; return its name there."""

@@ -18,6 +18,7 @@ from .store import Change
 
 # A staged file older than this belongs to nobody who still lives (seconds).
 STAGING_AGE = 3600
+_LASTS = "left alone: it goes on in HTCondor, and the jobset's worker picks it up when it runs: start it. kill ends it, stop puts it back"
 # Claims whose processes are looked for together.
 _AT_ONCE = 1000
 
@@ -40,6 +41,7 @@ def recover(
         OSError: the disk is full, or the like; what is not recovered yet is still an orphan.
     """
     dead: dict[str, dict[str, str]] = {}
+    lasting: set[str] = set()
 
     def end(name: str, claim: str) -> None:
         if claim not in dead:
@@ -52,6 +54,10 @@ def recover(
             record = queue.owner_of(name) or {}
             if record.get("OWNER_CLAIM") and owner.why_dead(record, queue.layout.workers):
                 dead[record["OWNER_CLAIM"]] = carried(queue.layout, name, record["OWNER_CLAIM"])
+        # What goes on by itself is not ended, but left for a worker to take over.
+        lasting = _lasting(queue, runner, list(dead.values()))
+        for claim in lasting:
+            del dead[claim]
         # Many by one look at all processes, but no more than a command can have words.
         for first in range(0, len(dead), _AT_ONCE):
             runner.end(*list(dead.values())[first : first + _AT_ONCE])
@@ -62,6 +68,11 @@ def recover(
             for name in sorted(queue.entries("running")):
                 if not queue.why_orphan(name):
                     continue
+                claim = (queue.owner_of(name) or {}).get("OWNER_CLAIM", "")
+                lasts = claim in lasting or (claim not in dead and _lasting(queue, runner, [carried(queue.layout, name, claim)]))
+                if lasts and not queue.recorded_end(name):
+                    changes.append(Change(name, "running", "running", _LASTS))
+                    continue
                 changes.append(queue.recover(name, holder, end, check))
                 if changes[-1].new_state != "running" and not check:
                     log(f"job {name}: running -> {changes[-1].new_state} ({changes[-1].reason})")
@@ -70,6 +81,41 @@ def recover(
     finally:
         holder.release()
     return [change for change in changes if change.old_state == "running"]
+
+
+def _lasting(queue: Queue, runner: Runner, wanted: list[dict[str, str]]) -> set[str]:
+    """Return which claims of dead workers go on by themselves, and may."""
+    found = runner.lasting(*wanted) if wanted else set()
+    return {claim for claim in found if not queue.kill_request(claim)}
+
+
+def put_back(queue: Queue, runner: Runner) -> list[str]:
+    """End what goes on without its worker, and bring those jobs back to pending: the operator has stopped the jobset.
+
+    What has ended by itself is left as it is, for the next worker to record.
+
+    Returns:
+        the jobs.
+    Raises:
+        NotReady: they can't be ended now; nothing has changed.
+    """
+    if not runner.keeps:
+        return []
+    holder = owner.Holder(queue.layout.workers, "stop")
+    try:
+        claims = queue.adopt(
+            queue.entries("running"), holder, lambda name, claim: bool(runner.lasting(carried(queue.layout, name, claim), ended=False))
+        )
+        # Killed or refused here, this leaves orphans again.
+        if claims:
+            runner.end(*(carried(queue.layout, claim.name, claim.id) for claim in claims))
+        for claim in claims:
+            attempts = claim.values.get("ATTEMPTS", "0")
+            queue.end(claim, "pending", {"REASON": "worker_stopped", "DETAIL": "SIGTERM", "ATTEMPTS": attempts, "ENDED_AT": owner.now()})
+        queue.commit()
+    finally:
+        holder.release()
+    return [claim.name for claim in claims]
 
 
 def _clean(queue: Queue, log: Callable[[str], None]) -> None:

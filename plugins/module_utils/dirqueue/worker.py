@@ -68,6 +68,8 @@ class Worker:
         self._program = (program, _stamp(program))
         self._definition = (definitions.path_of(root, jobset), "")
         self._define()
+        # Of two kinds, see keeper.py.
+        self._keeps = self.runner.keeps
         self.queue = Queue(self.layout, self.jobset)
         self.engine = engine.own()
         lease = self.jobset.lease if self.engine else 0
@@ -110,8 +112,7 @@ class Worker:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
 
-    def run(self) -> str:
-        """Work until SIGTERM or SIGINT, or until the program has changed; return which: signal, replaced, or idle for want of jobs."""
+    def _heed_signals(self) -> None:
         # A handler is needed for a signal to be written to the pipe that _sleep watches.
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
@@ -119,6 +120,19 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.log(f"worker {self.name} starts")
+
+    def _is_replaced(self) -> bool:
+        if self.runner.keeps != self._keeps:
+            self.log("the jobset's runner has changed; starting anew")
+        elif _stamp(self._program[0]) != self._program[1]:
+            self.log("the program was replaced; starting anew")
+        else:
+            return False
+        return True
+
+    def run(self) -> str:
+        """Work until SIGTERM or SIGINT, or until the program has changed; return which: signal, replaced, or idle for want of jobs."""
+        self._heed_signals()
         armed = False
         recover_at = 0.0
         end = "idle"
@@ -126,8 +140,7 @@ class Worker:
             engine.say_left(self.layout, self.engine, False)
             self.fence = Fence(self.holder, self.jobset.lease)
         while not self._stopping:
-            if _stamp(self._program[0]) != self._program[1]:
-                self.log("the program was replaced; starting anew")
+            if self._is_replaced():
                 end = "replaced"
                 break
             try:
@@ -190,6 +203,8 @@ class Worker:
             self.queue.jobset = self.jobset
             self._token = ""
             self.log("the jobset's definition has changed; it holds from the next job on")
+            if self.runner.keeps != self._keeps:
+                raise NotReady(f"jobset {self.jobset.name} has the runner {self.jobset.runner} now")
 
     def _make_ready(self) -> None:
         if not self._token or time.monotonic() > self._token_until:
@@ -207,7 +222,16 @@ class Worker:
         except MalformedJob as exc:
             state, more = "failed", {"REASON": "malformed_job", "DETAIL": str(exc)}
         seconds = time.monotonic() - began
-        result.update({"ENDED_AT": owner.now(), "DURATION_S": f"{seconds:.3f}", **more})
+        self._record(claim, state, {**result, "ENDED_AT": owner.now(), "DURATION_S": f"{seconds:.3f}", **more})
+        unready = more["REASON"] in ("runner_lost", "not_started")
+        if unready or len(self._ended) >= _TOGETHER or time.monotonic() > self._ended_at + _LATER:
+            self._insist(self._commit, _UNRECORDED)
+        if unready:
+            self._token = ""
+            self._sleep(1.0)
+
+    def _record(self, claim: Claim, state: str, result: dict[str, str]) -> None:
+        """Note how a job ended; _commit, which must follow, records it."""
         attempts = job.number(claim.values, "ATTEMPTS")
         result["ATTEMPTS"] = str(attempts if result["REASON"] in _UNCOUNTED else attempts + 1)
         try:
@@ -217,13 +241,7 @@ class Worker:
         else:
             self._ended_at = self._ended_at if self._ended else time.monotonic()
             self._failed = self._failed or state == "failed"
-            self._ended[claim.name] = f"job {claim.name}: {state} after {seconds:.1f} s ({_because(result)})"
-        unready = result["REASON"] in ("runner_lost", "not_started")
-        if unready or len(self._ended) >= _TOGETHER or time.monotonic() > self._ended_at + _LATER:
-            self._insist(self._commit, _UNRECORDED)
-        if unready:
-            self._token = ""
-            self._sleep(1.0)
+            self._ended[claim.name] = f"job {claim.name}: {state} after {float(result['DURATION_S']):.1f} s ({_because(result)})"
 
     def _commit(self) -> None:
         """Record how jobs have ended, all at once."""
@@ -234,20 +252,21 @@ class Worker:
         self._failed = False
         self._ended.clear()
 
+    def _environment(self, claim: Claim) -> dict[str, str]:
+        """Return the variables that a job gets."""
+        return {
+            **self.jobset.environment,
+            **self.jobset.secrets,
+            **{f"JOB_{key}": value for key, value in job.own_values(claim.values).items()},
+            **identity(self.layout, claim.name, claim.id),
+            "SAGEQUEUE_ATTEMPT": str(job.number(claim.values, "ATTEMPTS") + 1),
+            "SAGEQUEUE_GATE": self.jobset.gate_file,
+        }
+
     def _execute(self, claim: Claim) -> tuple[str, dict[str, str]]:
         """Run a claimed job to its end; return the state it goes to and what its file is to say."""
         attempt = job.number(claim.values, "ATTEMPTS") + 1
-        own = identity(self.layout, claim.name, claim.id)
-        values = job.own_values(claim.values)
-        environment = {
-            **self.jobset.environment,
-            **self.jobset.secrets,
-            **{f"JOB_{key}": value for key, value in values.items()},
-            **own,
-            "SAGEQUEUE_HOLDER": self.holder.lock,
-            "SAGEQUEUE_ATTEMPT": str(attempt),
-            "SAGEQUEUE_GATE": self.jobset.gate_file,
-        }
+        environment = {**self._environment(claim), "SAGEQUEUE_HOLDER": self.holder.lock}
         argv = self.jobset.argv(claim.name, claim.values)
         path = os.path.join(self.layout.log, f"{claim.name}.log")
         try:

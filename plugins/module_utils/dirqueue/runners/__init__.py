@@ -13,6 +13,7 @@ from ..layout import Layout
 # A runner is known once it is imported. By name, because Ansible sends with a module only what it finds imported so.
 from . import (  # noqa: F401
     apptainer,
+    condor_job,
     docker_exec,
     podman_exec,
     podman_run,

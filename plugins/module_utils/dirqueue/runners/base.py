@@ -224,6 +224,8 @@ class Runner:
     """
 
     kinds: ClassVar[dict[str, type[Runner]]] = {}
+    # Whether one process keeps all of a jobset's jobs, see keeper.py.
+    keeps: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str = "") -> None:
         if name:
@@ -317,6 +319,17 @@ class Runner:
             NotReady: that can't be done now.
         """
         raise NotImplementedError
+
+    def lasting(self, *_wanted: dict[str, str], ended: bool = True) -> set[str]:
+        """Return the claims, of those of dead workers, whose commands go on by themselves, so that their jobs can be taken over.
+
+        Args:
+            _wanted: the claims.
+            ended: those, too, whose commands have ended by themselves.
+        Raises:
+            NotReady: that can't be told now.
+        """
+        return set()
 
     def sample(self, running: Running) -> None:
         """Look how much memory the command uses."""
