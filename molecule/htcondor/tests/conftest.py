@@ -12,4 +12,10 @@ def site(tmp_path_factory):
         "quick": {**COMMON, "workers": 4},
         "long": {**COMMON, "workers": 3, "memory": "64M", "disk": "1M", "lease": 20, "engine_options": {"requirements": "Cpus >= 1"}},
     }
+    # Its folder is on the controller alone.
+    far = {
+        **COMMON, "supervisor": "systemd", "runner": "condor_job", "workdir": "/home/researcher/far", "workers": 6,
+        "inputs": ["data", "own/{job}"], "outputs": ["out"], "state_file": "state_{job}", "secrets": {"TOKEN": "it's a secret"},
+    }
+    jobsets["far"] = far
     return Cluster("htcondor", tmp_path_factory.mktemp("site"), jobsets)

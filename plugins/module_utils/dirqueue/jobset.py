@@ -410,7 +410,7 @@ class Jobset:
 
 def check_sent(what: str, name: str) -> None:
     """Refuse what can't be the name of a file or folder in workdir that HTCondor is told of."""
-    if not {"", ".", ".."}.isdisjoint(name.split("/")) or re.search(r"[,\r\n]|^\s|\s\Z", name):
+    if not {"", ".", ".."}.isdisjoint(name.split("/")) or re.search(r"[,\r\n]|^\s|\s\Z|^[.]sagequeue", name):
         raise QueueError(f"{what}; it must be a name relative to workdir, without . and .., commas, and spaces around it")
 
 

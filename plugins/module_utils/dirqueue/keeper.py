@@ -25,7 +25,7 @@ from .queue import Claim
 from .recovery import recover
 from .runners import Command, Outcome, Running, carried
 from .runners.condor_job import CondorJob, Story
-from .worker import Worker
+from .worker import Worker, because
 
 # Seconds between two looks at what HTCondor says, and before what failed for want of something is tried again.
 _LOOK = 1.0
@@ -80,7 +80,7 @@ class Keeper(Worker):
                     self._adopt()
                     self._miss()
                     recover_at = time.monotonic() + self.jobset.recover_every
-                waits = self._claim()
+                waits = self._claim() or bool(self._flights)
                 self._look()
                 self._commit()
                 self._said = ""
@@ -88,7 +88,7 @@ class Keeper(Worker):
                 self._say(f"waiting: {explain(exc, self.layout.base)}")
                 self._sleep(_AGAIN)
                 continue
-            if self.until_idle and not self._flights and not waits:
+            if self.until_idle and not waits:
                 break
             self._sleep(_LOOK)
         with contextlib.suppress(OSError, MemoryError, QueueError):
@@ -251,7 +251,7 @@ class Keeper(Worker):
         seconds = max(0.0, story.ended - story.began) if story.began and story.ended else 0.0
         began = _stamp(story.began) if story.began else owner.now()
         ended = _stamp(story.ended) if story.ended else owner.now()
-        self._note(flight.claim, f"{state}: {more['REASON']}: {more.get('DETAIL', '')}")
+        self._note(flight.claim, f"{state}: {because(more)}")
         result = {"WORKER": self.name, "STARTED_AT": began, "ENDED_AT": ended, "DURATION_S": f"{seconds:.3f}", **more}
         self._record(flight.claim, state, result)
         self._landed.add(flight.claim.id)

@@ -241,7 +241,7 @@ class Worker:
         else:
             self._ended_at = self._ended_at if self._ended else time.monotonic()
             self._failed = self._failed or state == "failed"
-            self._ended[claim.name] = f"job {claim.name}: {state} after {float(result['DURATION_S']):.1f} s ({_because(result)})"
+            self._ended[claim.name] = f"job {claim.name}: {state} after {float(result['DURATION_S']):.1f} s ({because(result)})"
 
     def _commit(self) -> None:
         """Record how jobs have ended, all at once."""
@@ -309,7 +309,7 @@ class Worker:
             more.update(cases.since(self.jobset, claim, cases_before))
             # What it printed last. A daemon that it has left may keep the pipe open, and is not waited for.
             log.copy()
-            log.note(f"{state}: {_because(more)}")
+            log.note(f"{state}: {because(more)}")
         return state, more
 
     def _oom_kills(self, again: bool = False) -> int:
@@ -421,7 +421,8 @@ class Worker:
                 self._sleep(1.0)
 
 
-def _because(result: dict[str, str]) -> str:
+def because(result: dict[str, str]) -> str:
+    """Return why a job went where it did."""
     detail = result.get("DETAIL", "")
     return f"{result['REASON']}: {detail}" if detail else result["REASON"]
 

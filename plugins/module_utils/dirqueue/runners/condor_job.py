@@ -45,15 +45,15 @@ _OURS = {
 
 _SUBMIT = """\
 universe = vanilla
-executable = {folder}/job.sh
+executable = {folder}/.sagequeue.sh
 transfer_executable = true
 should_transfer_files = YES
 when_to_transfer_output = ON_EXIT
 initialdir = {workdir}
 preserve_relative_paths = true
 transfer_input_files = {inputs}
-transfer_output_files = sagequeue.tar
-transfer_output_remaps = "sagequeue.tar={folder}/files.tar"
+transfer_output_files = .sagequeue.tar
+transfer_output_remaps = ".sagequeue.tar={folder}/files.tar"
 output = {folder}/output
 error = {folder}/error
 log = {folder}/events
@@ -75,9 +75,9 @@ _SCRIPT = """\
 : "${{HOME:=$PWD}}" "${{PATH:=/usr/local/bin:/usr/bin:/bin}}"
 export HOME PATH
 {exports}
-: >sagequeue.tar
+: >.sagequeue.tar
 mkdir .sagequeue && {{ {inputs}; }} && cd .sagequeue || exit 74
-find . -type f {had} >../.had
+find . -type f {had} >../.sagequeue.had
 {command} </dev/null 2>&1 &
 pid=$!
 trap 'kill -TERM "$pid" 2>/dev/null' TERM
@@ -86,8 +86,8 @@ while :; do
     status=$?
     kill -0 "$pid" 2>/dev/null || break
 done
-find . -type f {made} | grep -vxFf ../.had >../.made
-tar -cf ../sagequeue.tar --no-recursion --verbatim-files-from -T ../.made || {{ [ "$status" -ne 0 ] || status=74; }}
+find . -type f {made} | grep -vxFf ../.sagequeue.had >../.sagequeue.made
+tar -cf ../.sagequeue.tar --no-recursion --verbatim-files-from -T ../.sagequeue.made || {{ [ "$status" -ne 0 ] || status=74; }}
 exit "$status"
 """
 
@@ -192,7 +192,7 @@ class CondorJob(Runner, name="condor_job"):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
         os.makedirs(folder, mode=0o700)
-        with open(os.path.join(folder, "job.sh"), "x", opener=_private, encoding="utf-8", errors="surrogateescape") as file:
+        with open(os.path.join(folder, ".sagequeue.sh"), "x", opener=_private, encoding="utf-8", errors="surrogateescape") as file:
             file.write(script(command, inputs, outputs, back))
         with open(os.path.join(folder, "job.sub"), "x", opener=_private, encoding="utf-8", errors="surrogateescape") as file:
             file.write(_SUBMIT.format(**fill))
@@ -384,7 +384,7 @@ def read_events(text: str) -> Story:
                 ended=_seconds(when),
                 exit_status=None if ended_by else value,
                 signal=ended_by,
-                peak_kib=int(memory.group(1)) << 10 if memory else None,
+                peak_kib=(int(memory.group(1)) << 10 if memory else 0) or None,
             )
         elif number == "009":
             story = story._replace(removed="; ".join(detail) or "no reason given")
