@@ -111,7 +111,7 @@ def put_back(queue: Queue, runner: Runner) -> list[str]:
             runner.end(*(carried(queue.layout, claim.name, claim.id) for claim in claims))
         for claim in claims:
             attempts = claim.values.get("ATTEMPTS", "0")
-            queue.end(claim, "pending", {"REASON": "worker_stopped", "DETAIL": "SIGTERM", "ATTEMPTS": attempts, "ENDED_AT": owner.now()})
+            queue.end(claim, "pending", {"REASON": "worker_stopped", "ATTEMPTS": attempts, "ENDED_AT": owner.now()})
         queue.commit()
     finally:
         holder.release()
