@@ -81,13 +81,25 @@ def test_a_node_that_dies_in_mid_run(site):
     site.until(lambda: len(set(site.sh("condor_status -startd -af Machine").split())) == 2, 120, "the node is back")
 
 
-def test_new_tokens_lock_out_who_does_not_get_one(site):
-    site.nodes = site.hosts[1:2]
+def test_a_node_is_taken_away_and_locked_out_while_jobs_run(site):
+    site.play("purge_queue", jobset="long", confirm="long")
+    site.sh("rm -f /shared/work/ledger")
+    site.enqueue("long", [60, 60, 60])
+    site.until_counts("long", running=3, seconds=60)
+    outsider = site.busy("long")
+    # Drained, its line deleted, the key rotated: it has the old token still, and is not let in.
+    site.play("drain", node=outsider)
+    site.nodes = [name for name in site.hosts[1:] if name != outsider]
     site.write_inventory()
-    site.play("pool", rotate_key=True)
-    outsider = site.hosts[2]
-    site.host("exec", outsider, "systemctl", "restart", "condor")
+    assert "Its key is new" in site.play("pool", rotate_key=True).said
     site.until(lambda: outsider not in site.sh("condor_status -startd -af Machine"), 120, "it is not in the pool any more")
+    site.host("exec", outsider, "systemctl", "restart", "condor")
+    site.until_counts("long", done=3, seconds=400)
+    assert outsider not in site.sh("condor_status -startd -af Machine")
+    # No job was lost, and none ran twice at once.
+    for job in ("long_0", "long_1", "long_2"):
+        runs = sorted((begin, end) for name, _host, begin, end in site.ledger() if name == job)
+        assert all(first[1] and first[1] <= second[0] for first, second in zip(runs, runs[1:])), runs
     # One line and one command bring it in again.
     del site.nodes
     site.write_inventory()

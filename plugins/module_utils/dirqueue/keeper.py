@@ -116,9 +116,10 @@ class Keeper(Worker):
             self._flights[claim.id] = _Flight(claim, tried=True)
             self.log(f"job {claim.name}: picked up where it is in HTCondor")
             self._note(claim, f"picked up by worker {self.name}")
-        # Those of claims that hold no job any more.
+        # In this order: one that is claimed meanwhile has no folder yet.
+        folders = self.runner.folders()
         held = {(self.queue.owner_of(name) or {}).get("OWNER_CLAIM", "") for name in self.queue.recorded()}
-        self.runner.forget(held | self._flights.keys(), keep=True)
+        self.runner.forget(folders - held)
 
     def _miss(self) -> None:
         """Find jobs that HTCondor has lost: neither in its queue, twice, nor ended according to their events."""

@@ -328,12 +328,16 @@ class CondorJob(Runner, name="condor_job"):
             os.close(fd)
         return odd
 
-    def forget(self, claims: set[str], keep: bool = False) -> None:
-        """Remove the folders of claims (keep: of all others), which hold no job any more."""
+    def folders(self) -> set[str]:
+        """Return the claims of which there is a folder."""
         with contextlib.suppress(FileNotFoundError):
-            for entry in os.listdir(self.layout.condor):
-                if (entry in claims) != keep:
-                    shutil.rmtree(os.path.join(self.layout.condor, entry), ignore_errors=True)
+            return set(os.listdir(self.layout.condor))
+        return set()
+
+    def forget(self, claims: set[str]) -> None:
+        """Remove the folders of claims that hold no job any more."""
+        for claim in claims:
+            shutil.rmtree(self.folder(claim), ignore_errors=True)
 
     def why_lost(self, running: object) -> str:
         """See Runner.why_lost: HTCondor says so itself."""
