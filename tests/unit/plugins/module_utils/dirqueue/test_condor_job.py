@@ -38,8 +38,8 @@ def submit(path):
     given = {key.strip(): value.strip() for key, _is, value in lines}
     if "bad" in given:
         print("ERROR: on Line 1: bad"); sys.exit(1)
-    if (pool / "slow").exists():
-        time.sleep(600)
+    while (pool / "slow").exists():
+        time.sleep(0.01)
     job = len(list(pool.glob("job*"))) + 1
     folder = pool / ("job%d" % job); (folder / "scratch").mkdir(parents=True)
     (folder / "ad").write_text(json.dumps([given["+" + key].strip('"') for key in ("SagequeueBase", "SagequeueClaim", "SagequeueJob")]))
@@ -212,6 +212,23 @@ def test_killed_at_each_step(host: Any, pool: Path) -> None:
     assert not (host.base / "twice").exists()
     for name in host.states():
         assert (host.work / f"{name}.out").read_text().strip() == host.values(name)["CLAIM"]
+
+
+def test_killed_while_it_submits(host: Any, pool: Path) -> None:
+    host.script("true")
+    define(host)
+    host.queue().enqueue([("a", {})])
+    (pool / "slow").touch()
+    worker = host.worker()
+    wait_for(lambda: host.alive("a"))
+    worker.kill()
+    worker.wait()
+    # What it left is about to submit the job. Whoever looks whether it has ends that first.
+    assert host.sagequeue("recover", "t").returncode == 0
+    assert host.states() == {"a": "pending"} and not host.alive("a")
+    (pool / "slow").unlink()
+    host.work_off()
+    assert host.states() == {"a": "done"} and starts(pool) == ["a"]
 
 
 def test_stopped_by_the_operator(host: Any, pool: Path) -> None:
