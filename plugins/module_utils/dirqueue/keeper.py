@@ -22,8 +22,8 @@ from .errors import NotReady, QueueError, explain
 from .joblog import JobLog
 from .jobset import check_sent, fill
 from .queue import Claim
-from .recovery import recover
-from .runners import Command, Outcome, Running, carried
+from .recovery import lasting, recover
+from .runners import Command, Outcome, Running, carried, identity
 from .runners.condor_job import CondorJob, Story
 from .worker import Worker, because
 
@@ -108,11 +108,7 @@ class Keeper(Worker):
 
     def _adopt(self) -> None:
         """Take over the jobs of a keeper that has ended."""
-
-        def lasting(name: str, claim: str) -> bool:
-            return bool(self.runner.lasting(carried(self.layout, name, claim)))
-
-        for claim in self.queue.adopt(self.queue.entries("running"), self.holder, lasting):
+        for claim in self.queue.adopt(lasting(self.queue, self.runner), self.holder):
             self._flights[claim.id] = _Flight(claim, tried=True)
             self.log(f"job {claim.name}: picked up where it is in HTCondor")
             self._note(claim, f"picked up by worker {self.name}")
@@ -142,7 +138,7 @@ class Keeper(Worker):
 
     def _submit(self, flight: _Flight) -> None:
         claim = flight.claim
-        carries = carried(self.layout, claim.name, "") | carried(self.layout, claim.name, claim.id)
+        carries = identity(self.layout, claim.name, claim.id)
         if flight.tried:
             # A try before this one may have got through.
             flight.id = next((one for one, (_status, known, _name) in self.runner.queued().items() if known == claim.id), "")

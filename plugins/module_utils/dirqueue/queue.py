@@ -455,23 +455,30 @@ class Queue(Control):
             return bool(self._noted(record)) or (values.get("CLAIM") == record.get("OWNER_CLAIM") and values.get("RESULT") in STATES)
         return True
 
-    def adopt(self, names: list[str], holder: owner.Holder, lasting: Callable[[str, str], bool]) -> list[Claim]:
+    def orphans(self) -> dict[str, str]:
+        """Return the jobs of dead owners, by claim."""
+        records = {name: self.owner_of(name) or {} for name in self.entries("running")}
+        dead = {name: record for name, record in records.items() if owner.why_dead(record, self.layout.workers)}
+        return {record["OWNER_CLAIM"]: name for name, record in dead.items() if CLAIM.match(record.get("OWNER_CLAIM", ""))}
+
+    def adopt(self, orphans: dict[str, str], holder: owner.Holder) -> list[Claim]:
         """Take orphans over as they are: the same claims, which go on without their owners, get another.
 
         Args:
-            names: which.
+            orphans: which, by claim; some of what orphans returned.
             holder: this process.
-            lasting: told a job's name and the dead claim's id, says whether that claim goes on.
         Returns:
             the claims that this process holds now.
         """
         claims = []
         with self.lock():
-            for name in names:
-                claim = (self.owner_of(name) or {}).get("OWNER_CLAIM", "")
-                if not self._is_in("running", name) or not self.why_orphan(name) or not CLAIM.match(claim) or not lasting(name, claim):
+            for claim, name in orphans.items():
+                record = self.owner_of(name) or {}
+                # Somebody else may have been faster, who lives, or has died in turn.
+                if record.get("OWNER_CLAIM") != claim or not self._is_in("running", name):
                     continue
-                if not (self.why_refused("running", name) or self._odd_owner(name) or self.recorded_end(name)):
+                odd = self.why_refused("running", name) or self._odd_owner(name)
+                if owner.why_dead(record, self.layout.workers) and not odd and not self.recorded_end(name):
                     values = self.read("running", name)
                     self._replace_owner(name, holder.record(claim))
                     claims.append(Claim(name, claim, values))

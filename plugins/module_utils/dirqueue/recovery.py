@@ -41,7 +41,7 @@ def recover(
         OSError: the disk is full, or the like; what is not recovered yet is still an orphan.
     """
     dead: dict[str, dict[str, str]] = {}
-    lasting: set[str] = set()
+    kept: set[str] = set()
 
     def end(name: str, claim: str) -> None:
         if claim not in dead:
@@ -55,8 +55,8 @@ def recover(
             if record.get("OWNER_CLAIM") and owner.why_dead(record, queue.layout.workers):
                 dead[record["OWNER_CLAIM"]] = carried(queue.layout, name, record["OWNER_CLAIM"])
         # What goes on by itself is not ended, but left for a worker to take over.
-        lasting = _lasting(queue, runner, list(dead.values()))
-        for claim in lasting:
+        kept = _kept(queue, runner, list(dead.values()))
+        for claim in kept:
             del dead[claim]
         # Many by one look at all processes, but no more than a command can have words.
         for first in range(0, len(dead), _AT_ONCE):
@@ -69,7 +69,7 @@ def recover(
                 if not queue.why_orphan(name):
                     continue
                 claim = (queue.owner_of(name) or {}).get("OWNER_CLAIM", "")
-                lasts = claim in lasting or (claim not in dead and _lasting(queue, runner, [carried(queue.layout, name, claim)]))
+                lasts = claim in kept or (claim not in dead and _kept(queue, runner, [carried(queue.layout, name, claim)]))
                 if lasts and not queue.recorded_end(name):
                     changes.append(Change(name, "running", "running", _LASTS))
                     continue
@@ -83,10 +83,17 @@ def recover(
     return [change for change in changes if change.old_state == "running"]
 
 
-def _lasting(queue: Queue, runner: Runner, wanted: list[dict[str, str]]) -> set[str]:
+def _kept(queue: Queue, runner: Runner, wanted: list[dict[str, str]]) -> set[str]:
     """Return which claims of dead workers go on by themselves, and may."""
     found = runner.lasting(*wanted) if wanted else set()
     return {claim for claim in found if not queue.kill_request(claim)}
+
+
+def lasting(queue: Queue, runner: Runner, ended: bool = True) -> dict[str, str]:
+    """Return the jobs of dead workers that go on by themselves (ended: or have ended so), by claim."""
+    found = queue.orphans()
+    claims = runner.lasting(*(carried(queue.layout, name, claim) for claim, name in found.items()), ended=ended)
+    return {claim: found[claim] for claim in claims}
 
 
 def put_back(queue: Queue, runner: Runner) -> list[str]:
@@ -103,9 +110,7 @@ def put_back(queue: Queue, runner: Runner) -> list[str]:
         return []
     holder = owner.Holder(queue.layout.workers, "stop")
     try:
-        claims = queue.adopt(
-            queue.entries("running"), holder, lambda name, claim: bool(runner.lasting(carried(queue.layout, name, claim), ended=False))
-        )
+        claims = queue.adopt(lasting(queue, runner, ended=False), holder)
         # Killed or refused here, this leaves orphans again.
         if claims:
             runner.end(*(carried(queue.layout, claim.name, claim.id) for claim in claims))
