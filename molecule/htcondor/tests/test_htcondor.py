@@ -118,7 +118,7 @@ def test_a_drained_node_keeps_no_job(site):
     assert node not in site.sh("condor_q -af RemoteHost")
     site.until_counts("long", done=3, seconds=200)
     site.play("drain", node=node, resume=True)
-    site.until(lambda: "Drained" not in site.sh("condor_status -startd -af State"), 60, "it takes jobs again")
+    site.until(lambda: "Drained" not in site.sh("condor_status -af State"), 60, "it takes jobs again")
 
 
 # What it is sent, it says; what it makes, it brings back: also how often it has begun, which only an attempt before it can have told it.
