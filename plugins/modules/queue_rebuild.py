@@ -253,26 +253,28 @@ class Procedure:
             return
         ran = self._ran()
         self._supervisors(("stop", "start"), ran)
-        self._tell("restarted: the workers of", [one.name for one in ran])
+        self._tell("restart the workers of" if self.check else "restarted: the workers of", [one.name for one in ran])
         self._retry()
         self._open()
 
     def _open(self) -> None:
+        self.changed = True
+        if self.check:
+            self._tell("open the gates of", [name for name, is_open in self.rebuild.gates().items() if is_open])
+            return
         opened = self.rebuild.end()
         self._tell("open: the gates of", opened)
         self._tell("closed: the gates of", [one.name for one in self.used if one.name not in opened])
-        self.changed = True
 
     def cancelled(self) -> None:
         """Let all go on as it was, with what image there is."""
         if not self.rebuild.begun:
             self.said.append("no rebuild goes on: nothing to cancel")
             return
+        ran = self._ran()
+        self._supervisors(("start",), ran)
         if self.check:
-            self._tell("start the workers of", [one.name for one in self._ran()])
-            self._tell("open the gates of", [name for name, is_open in self.rebuild.gates().items() if is_open])
-            return
-        self._supervisors(("start",), self._ran())
+            self._tell("start the workers of", [one.name for one in ran])
         self._open()
 
     def result(self) -> dict[str, Any]:
