@@ -143,7 +143,7 @@ class Supervisord(Supervisor):
         return os.path.join(self.host.root, "etc", "supervisor.d", f"{name}.conf")
 
     def prepare(self) -> None:
-        for folder in ("etc", "etc/supervisor.d", "run", "log"):
+        for folder in ("etc/supervisor.d", "run", "log"):
             path = os.path.join(self.host.root, folder)
             if not os.path.isdir(path) and self.acts([path], "absent", "a folder"):
                 os.makedirs(path, mode=0o700)
