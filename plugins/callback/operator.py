@@ -191,7 +191,7 @@ class CallbackModule(Default):
             colour = {"FAILED": C.COLOR_ERROR, "UNREACHABLE": C.COLOR_UNREACHABLE}.get(kind)
             text = list(lines) or [""]
             # A text that begins with the host's name needs it only once.
-            if several and not text[0].startswith(who):
+            if several and kind != "all" and not text[0].startswith(who):
                 if len(text) > 1 and not colour:
                     text = [f"{who}:", *(f"  {line}" for line in text)]
                 else:
@@ -204,7 +204,7 @@ class CallbackModule(Default):
                 self._print(wrap(f"  {heading}", width), None, stderr)
 
     def _gather(self, kind: str, host: str, lines: list[str], heading: str = "") -> None:
-        if self._document is None and (lines or kind != "said"):
+        if self._document is None and (lines or kind not in ("said", "all")):
             hosts = self._gathered.setdefault((kind, heading, tuple(lines)), [])
             if host not in hosts:
                 hosts.append(host)
@@ -313,7 +313,8 @@ class CallbackModule(Default):
         self._host(name)["said"].append(message)
         if message is shown and len(shown) == 1:
             message = [f"{key}: {line}" for key, value in shown.items() for line in visible(value) or [""]]
-        self._gather("said", name, said(message, self._width() - 2 * (len(self._hosts) > 1)))
+        # What one host says for all needs no name.
+        self._gather("all" if result._task.run_once else "said", name, said(message, self._width() - 2 * (len(self._hosts) > 1)))
 
     def _failed(self, result: Any, kind: str) -> None:
         host = self._end(result)
@@ -426,7 +427,8 @@ class CallbackModule(Default):
             name = result._task.name or result._task.get_name()
             host["changed"].append(name)
             # The diff, if there is one, has named the task already.
-            if context.CLIARGS.get("check") and not any(key[:2] == ("change", name) for key in self._gathered):
+            shown = any(key[:2] == ("change", name) and result._host.get_name() in hosts for key, hosts in self._gathered.items())
+            if context.CLIARGS.get("check") and not shown:
                 items = [one for one in found.get("results", []) if isinstance(one, Mapping) and one.get("changed")]
                 labels = ", ".join(str(self._get_item_label(one)) for one in items)
                 self._gather("change", result._host.get_name(), [], name + (f": {labels}" if labels and len(labels) < 200 else ""))

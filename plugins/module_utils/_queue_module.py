@@ -24,6 +24,11 @@ SHARED: dict[str, dict[str, Any]] = {
     "jobset": {"type": "str", "required": True},
     "root": {"type": "path", "default": "~/sagequeue"},
 }
+# The options of a module that defines the jobset first, where the inventory says how: see define.
+DEFINITION: dict[str, dict[str, Any]] = {
+    "definition": {"type": "dict"},
+    "secrets": {"type": "dict", "default": {}, "no_log": True},
+}
 
 
 def root_of(given: str) -> str:
@@ -81,6 +86,15 @@ def run(
     except (QueueError, OSError, MemoryError) as exc:
         module.fail_json(msg=explain(exc, root))
     module.exit_json(**result)
+
+
+def define(module: AnsibleModule, root: str) -> list[dict[str, str]]:
+    """Define the jobset, where the options say how."""
+    options = module.params
+    if options["definition"] is None:
+        return []
+    host = _host.of(root)
+    return _host.define(root, options["jobset"], options["definition"], options["secrets"], host.defaults(), module.check_mode)[1]
 
 
 def _wake(module: AnsibleModule, root: str, definition: jobset.Jobset) -> None:

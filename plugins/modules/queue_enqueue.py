@@ -29,7 +29,7 @@ options:
     type: dict
     default: {}
   offsets:
-    description: The offsets to enqueue. Without it, O(jobs) and O(jobs_file), the whole stride is enqueued.
+    description: The offsets to enqueue. Without it, O(jobs), O(jobs_file) and O(jobs_list), the whole stride is enqueued.
     type: list
     elements: int
   jobs:
@@ -48,8 +48,11 @@ options:
   jobs_file:
     description:
       - A file on the host with one job a line, C(NAME KEY=VALUE ...), words quoted as in a shell.
-      - What follows C(#) is a comment.
+      - What follows C(#) is a comment. A name may have ranges of numbers in brackets, such as V(part[01-16,20]), and is as many jobs then.
     type: path
+  jobs_list:
+    description: What would stand in O(jobs_file).
+    type: str
   force:
     description: Enqueue those that are done or failed again.
     type: bool
@@ -124,7 +127,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host, _supervisors
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import DEFINITION, define, report, run
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -140,6 +143,8 @@ def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
                 jobs = batch.listed(file.read())
         except UnicodeDecodeError as exc:
             raise QueueError(f"{options['jobs_file']} is not UTF-8; nothing was enqueued") from exc
+    elif options["jobs_list"] is not None:
+        jobs = batch.listed(options["jobs_list"])
     elif options["jobs"] is not None:
         jobs = [(job["name"], {key: str(value) for key, value in job["values"].items()}) for job in options["jobs"]]
     else:
@@ -151,21 +156,11 @@ def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     return result
 
 
-def define(module: AnsibleModule, root: str) -> list[dict[str, str]]:
-    """Define the jobset, where the options say how."""
-    options = module.params
-    if options["definition"] is None:
-        return []
-    host = _host.of(root)
-    return _host.define(root, options["jobset"], options["definition"], options["secrets"], host.defaults(), module.check_mode)[1]
-
-
 def main() -> None:
     """Run the module."""
     run(
         {
-            "definition": {"type": "dict"},
-            "secrets": {"type": "dict", "default": {}, "no_log": True},
+            **DEFINITION,
             "offsets": {"type": "list", "elements": "int"},
             "jobs": {
                 "type": "list",
@@ -173,12 +168,13 @@ def main() -> None:
                 "options": {"name": {"type": "str", "required": True}, "values": {"type": "dict", "default": {}}},
             },
             "jobs_file": {"type": "path"},
+            "jobs_list": {"type": "str"},
             "force": {"type": "bool", "default": False},
             "start": {"type": "bool", "default": False},
         },
         enqueue,
         define,
-        mutually_exclusive=[("offsets", "jobs", "jobs_file")],
+        mutually_exclusive=[("offsets", "jobs", "jobs_file", "jobs_list")],
     )
 
 

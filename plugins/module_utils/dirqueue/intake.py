@@ -315,6 +315,13 @@ class Intake(Records):
             os.unlink(entry, dir_fd=self._fds["staging"])
         return changes
 
+    def states(self) -> dict[str, str]:
+        """Return the state of every job at one moment, in which it may be held, too."""
+        with self.lock():
+            waiting = dict.fromkeys(self.waiting("[A-Za-z0-9._-]+"), "pending")
+            # Rule 3, and of a job of a batch its file counts.
+            return {**waiting, **{name: state for state in PLACES for name in self.entries(state)}}
+
     # ---- copies, and jobs from elsewhere ------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:

@@ -26,6 +26,10 @@ _NAME = re.compile(_NAMED + r"\Z")
 # What a job's file is called.
 FILE = re.compile(_NAMED + re.escape(SUFFIX) + r"\Z")
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*\Z")
+# Numbers in brackets that stand in a name for several jobs, as in off[0-3,7].
+NUMBERS = r"\[(?P<numbers>[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*)\]"
+# How many jobs one such name may stand for.
+_MANY = 1_000_000
 # A line of a list of jobs that needs no shell's quoting.
 PLAIN = re.compile(_NAMED + r"(?: [A-Z][A-Z0-9_]*=[^\s'\"\\#\0]*)*\Z")
 
@@ -56,6 +60,38 @@ def check_name(name: str) -> str:
             f"{name!r} can't be a name: 1 to 200 letters, digits, dots, dashes and underscores, the first one a letter or a digit"
         )
     return name
+
+
+def ranges(numbers: str) -> list[tuple[int, int, int]]:
+    """Return first and last of each range of what stands in brackets, and how many digits a number has at least.
+
+    Raises:
+        QueueError: a range ends before it begins.
+    """
+    found = []
+    for one in numbers.split(","):
+        low, _dash, high = one.partition("-")
+        if int(low) > int(high or low):
+            raise QueueError(f"the range [{one}] ends before it begins")
+        # A zero in front says how many digits there are at least.
+        found.append((int(low), int(high or low), len(low) if low.startswith("0") else 1))
+    return found
+
+
+def spelt_out(text: str) -> list[str]:
+    """Return the names that a name with numbers in brackets stands for: part[08-10] is part08, part09, part10.
+
+    Raises:
+        QueueError: a range ends before it begins, or it stands for too many.
+    """
+    names = [""]
+    for position, part in enumerate(re.split(NUMBERS, text)):
+        spans = ranges(part) if position % 2 else []
+        if len(names) * sum(last + 1 - first for first, last, _digits in spans) > _MANY:
+            raise QueueError(f"{text} stands for more than {_MANY:,} jobs: name fewer at a time")
+        ends = [str(number).zfill(digits) for first, last, digits in spans for number in range(first, last + 1)]
+        names = [name + end for name in names for end in (ends if position % 2 else [part])]
+    return names
 
 
 def parse(data: bytes) -> dict[str, str]:
@@ -173,7 +209,7 @@ def _line(text: str) -> str:
 
 
 def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Parse a list of jobs: a line NAME KEY=VALUE ... each, words quoted as in a shell, # begins a comment.
+    """Parse a list of jobs: a line NAME KEY=VALUE ... each, words quoted as in a shell, # begins a comment; see spelt_out, too.
 
     Raises:
         QueueError: with the line and the reason.
@@ -192,7 +228,8 @@ def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
                 if key in values:
                     raise MalformedJob(f"{key} is set twice")
                 values[key] = value
-            yield check_name(words[0]), check_own_values(values)
+            for name in spelt_out(words[0]) if "[" in words[0] else words[:1]:
+                yield check_name(name), check_own_values(dict(values))
         except (QueueError, ValueError) as exc:
             raise QueueError(f"line {number} of the list of jobs: {exc}; nothing was enqueued") from exc
 

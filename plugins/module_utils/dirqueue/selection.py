@@ -20,7 +20,7 @@ from .errors import QueueError
 from .queue import Queue
 
 _ANY = "[A-Za-z0-9._-]"
-_PIECE = re.compile(r"(?P<text>[A-Za-z0-9._-]+)|(?P<many>\*)|(?P<one>\?)|\[(?P<numbers>[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*)\]")
+_PIECE = re.compile(r"(?P<text>[A-Za-z0-9._-]+)|(?P<many>\*)|(?P<one>\?)|" + job.NUMBERS)
 
 
 def split(patterns: Iterable[str]) -> list[str]:
@@ -51,13 +51,7 @@ def _digits(low: str, high: str) -> str:
 def _numbers(text: str) -> str:
     """Return a regular expression for what stands in brackets: numbers, and ranges of them."""
     parts = []
-    for one in text.split(","):
-        low, _dash, high = one.partition("-")
-        start, end = int(low), int(high or low)
-        if start > end:
-            raise QueueError(f"the range [{one}] ends before it begins")
-        # A zero in front says how many digits there are at least.
-        least = len(low) if low.startswith("0") else 1
+    for start, end, least in job.ranges(text):
         for length in range(least, max(least, len(str(end))) + 1):
             first, last = max(start, 10 ** (length - 1) if length > least else 0), min(end, 10**length - 1)
             if first <= last:
