@@ -73,14 +73,15 @@ class _Step:
         self.limits: dict[str, int] = {}
         self.drained: list[str] = []
         for host in self.members:
-            theirs = known[host] if host in known else {}
+            theirs = known.get(host, {})
             given = [theirs[name] for name in options["answers"] if name in theirs and not theirs[name].get("skipped")]
             answer = given[0] if given else {"msg": "it is not among the hosts of this run"}
             if "states" in answer:
                 self.answers[host] = answer
                 self.held[host] = {name: state for state, names in answer["states"].items() for name in names}
             else:
-                self.silent[host] = " ".join(str(answer.get("msg", "it says nothing")).split())[:200]
+                why = " ".join(str(answer.get("msg", "it says nothing")).split())
+                self.silent[host] = re.sub(r"^(Task failed: )?(.* (via|over) ssh: (ssh: )?)?", "", why)[:200].rstrip(".")
             if boolean(theirs.get("drained", False)):
                 self.drained.append(host)
             limit = theirs.get("max_jobs_allowed")
@@ -102,7 +103,9 @@ class _Step:
         out = {*self.drained, *self.record.lost(), without}
         found = {host: int(answer["workers"]) for host, answer in self.answers.items() if host not in out and answer["workers"]}
         if not found:
-            raise QueueError(f"jobset {self.jobset}: no host may take jobs: " + "; ".join(f"{host} {self._note(host, without)}" for host in self.members))
+            raise QueueError(
+                f"jobset {self.jobset}: no host may take jobs: " + "; ".join(f"{host} {self._note(host, without)}" for host in self.members)
+            )
         return found
 
     def done(self) -> dict[str, Any]:
@@ -162,7 +165,7 @@ class _Step:
         for name, (host, state, _line) in known.items():
             if self.options["force"] and state in ENDED and host in workers and name in self.held[host]:
                 put.setdefault(host, []).append(wanted[name])
-            elif state != PLACED or host not in workers:
+            elif state != PLACED:
                 alone[f"{state} on {host}"] += 1
         # Where its jobs wait already, workers are to be started, too.
         for host in workers:
@@ -172,16 +175,22 @@ class _Step:
         parts = ", ".join(f"{len(lines)} on {host}" for host, lines in put.items() if lines)
         said = [f"{self.jobset}: {sum(map(len, put.values()))} {would}enqueued{f': {parts}' if parts else ''}"]
         if alone:
-            said.append(f"{sum(alone.values())} {would or 'were '}left alone: " + ", ".join(f"{count} {what}" for what, count in alone.items()))
+            said.append(
+                f"{sum(alone.values())} {would or 'were '}left alone: " + ", ".join(f"{count} {what}" for what, count in alone.items())
+            )
         if left:
-            said.append(f"{len(left)} {_some(left)} {would or 'were '}not enqueued: each host has as many jobs as its max_jobs_allowed;"
-                        " enqueue again when some have ended")
+            said.append(
+                f"{len(left)} {_some(left)} {would or 'were '}not enqueued: each host has as many jobs as its max_jobs_allowed;"
+                " enqueue again when some have ended"
+            )
         return {"put": _texts(put), "take": [], "left": dict.fromkeys(left, "no host has room for it"), "said": said, "fresh": fresh}
 
     def _source(self) -> str:
         source = self.options["source"] or ""
         if source not in self.members:
-            raise QueueError(f"{source or 'no host'} is not one of the hosts of jobset {self.jobset}: {', '.join(self.members)}; name one: -e from=HOST")
+            raise QueueError(
+                f"{source or 'no host'} is not one of the hosts of jobset {self.jobset}: {', '.join(self.members)}; name one: -e from=HOST"
+            )
         return source
 
     def _move(self) -> dict[str, Any]:
@@ -189,7 +198,7 @@ class _Step:
         asked = source in self.held
         if not asked and not options["lost"]:
             raise QueueError(
-                f"{source} can't be asked ({self.silent[source].rstrip('.')}). If it is down for good, or switched off so that nothing runs there,"
+                f"{source} can't be asked ({self.silent[source]}). If it is down for good, or switched off so that nothing runs there,"
                 " give it up by adding -e lost=true: what was pending there then goes to other hosts"
             )
         workers = self._workers(source)
@@ -212,17 +221,26 @@ class _Step:
             self.record.moving = {}
         would = "would move" if self.check else "moved"
         parts = Counter(self.record.jobs[name][0] for name in gone)
-        said = [f"{self.jobset}: {_jobs(len(gone))} {would} from {source}" + "".join(f", {count} to {host}" for host, count in parts.items())]
+        said = [
+            f"{self.jobset}: {_jobs(len(gone))} {would} from {source}" + "".join(f", {count} to {host}" for host, count in parts.items())
+        ]
         if left:
             said.append(f"{len(left)} stay, {_some(list(left))}: {next(iter(left.values()))}")
         if ran and asked:
-            said.append(f"{_some(ran)} still {'runs' if len(ran) == 1 else 'run'} there; stop.yml -e sagequeue_hosts={source} puts back what runs")
+            said.append(
+                f"{_some(ran)} still {'runs' if len(ran) == 1 else 'run'} there; stop.yml -e sagequeue_hosts={source} puts back what runs"
+            )
         elif not asked:
-            said.append(f"{source} is given up; it was asked last at {seen}: then it had " + (", ".join(f"{n} {state}" for state, n in before.items()) or "no jobs"))
+            said.append(
+                f"{source} is given up; it was asked last at {seen}: then it had "
+                + (", ".join(f"{n} {state}" for state, n in before.items()) or "no jobs")
+            )
             if ran:
                 more = "they moved, too, and may run twice" if options["running"] else "they stay its own; -e running=true moves them, too"
                 said.append(f"{_some(ran)} may have been running there: {more}")
-            said.append(f"what moved and was pending there still is, and runs there, too, if {source} comes up: then at once -e back={source}")
+            said.append(
+                f"what moved and was pending there still is, and runs there, too, if {source} comes up: then at once -e back={source}"
+            )
         if before["held"]:
             said.append(f"{before['held']} held jobs stay on {source}")
         return {"put": _texts(self.record.due({host: self.held[host] for host in workers})), "take": take, "left": left, "said": said}
@@ -240,7 +258,7 @@ class _Step:
     def _back(self) -> dict[str, Any]:
         source = self._source()
         if source not in self.held:
-            raise QueueError(f"{source} can't be asked ({self.silent[source].rstrip('.')}): it is not back yet")
+            raise QueueError(f"{source} can't be asked ({self.silent[source]}): it is not back yet")
         take = self._surplus(source)
         self.record.hosts[source].pop("lost", None)
         return {
@@ -276,8 +294,8 @@ class _Step:
         extra = sum(1 for name in self.record.away.get(host, {}) if name in self.held.get(host, {}))
         said = [
             f"given up at {known['lost']}" if known.get("lost") else "",
-            f"can't be asked; seen last {known.get('seen', 'never')}" if host in self.silent else "",
             "is back" if known.get("lost") and host in self.held else "",
+            f"can't be asked; seen last {known.get('seen', 'never')}" if host in self.silent and not known.get("lost") else "",
             "drained" if host in self.drained else "",
             "has no workers" if host in self.answers and not self.answers[host]["workers"] else "",
             f"{extra} of these belong to other hosts" if extra else "",
@@ -294,7 +312,9 @@ class _Step:
                 said.append(f"{host} can't be asked: {why}")
         for host in self.record.lost():
             if host in self.held:
-                said.append(f"{host}, which was given up, is back; next: ansible-playbook playbooks/move.yml -e jobset={self.jobset} -e back={host}")
+                said.append(
+                    f"{host}, which was given up, is back; next: ansible-playbook playbooks/move.yml -e jobset={self.jobset} -e back={host}"
+                )
         twice: dict[tuple[str, str, str, str], list[str]] = {}
         for name, hosts in self._twice().items():
             for host in hosts[1:]:
@@ -303,6 +323,10 @@ class _Step:
         for (home, state, host, there), names in twice.items():
             said.append(f"TWICE: {_some(names)} {state} on {home}, and {there} on {host}, too")
         if self.options["step"] == "look":
+            if any(answer["info"]["gate"]["solved_by"] for answer in self.answers.values()) and any(
+                self.record.counts()[s] for s in ("pending", "running")
+            ):
+                said.append(f"the other hosts go on; to end that: ansible-playbook playbooks/request_stop.yml -e jobset={self.jobset}")
             due = sum(1 for name, entry in self.record.jobs.items() if entry[1] == PLACED and name not in self.held.get(entry[0], {}))
             if due:
                 said.append(f"{_jobs(due)} placed and not in a queue yet: a command was cut short; run it again")

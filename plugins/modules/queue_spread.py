@@ -9,8 +9,8 @@ module: queue_spread
 short_description: Decide which host gets which job of a jobset that is spread over several
 version_added: 0.1.0
 description:
-  - Works on the machine that runs Ansible, once for all hosts, with what M(sagequeue.batch.queue_holdings) has found on each of them, and with
-    a record of where each job was placed. It puts nothing into a queue; that is for M(sagequeue.batch.queue_enqueue).
+  - Works on the machine that runs Ansible, once for all hosts, with what M(sagequeue.batch.queue_holdings) has found on each of
+    them, and with a record of where each job was placed. It puts nothing into a queue; that is for M(sagequeue.batch.queue_enqueue).
   - The record is written first. As long as the C(ansible-playbook) lives that has called it, no other one can work on the record.
 author:
   - the sagequeue.batch authors (@sagequeue)
@@ -30,8 +30,8 @@ attributes:
 options:
   step:
     description:
-      - V(enqueue) places jobs that are nowhere yet. V(move) places the pending jobs of a host elsewhere, V(moved) goes on when they were taken off it.
-        V(back) lets a host that was given up take part again. V(look) places nothing.
+      - V(enqueue) places jobs that are nowhere yet. V(move) places the pending jobs of a host elsewhere, V(moved) goes on when they
+        were taken off it. V(back) lets a host that was given up take part again. V(look) places nothing.
     type: str
     choices: [enqueue, move, moved, back, look]
     required: true
@@ -55,8 +55,8 @@ options:
     required: true
   policy:
     description:
-      - Which host gets the next job. V(sequential) is each in turn, V(random) any, V(smart) the one with most free slots, V(frugal) the one with
-        fewest, but one at least. Slots are workers without a job that is running or pending.
+      - Which host gets the next job. V(sequential) is each in turn, V(random) any, V(smart) the one with most free slots, V(frugal)
+        the one with fewest, but one at least. Slots are workers without a job that is running or pending.
       - By default the one that was taken the last time.
     type: str
     choices: [sequential, random, smart, frugal]

@@ -1,7 +1,7 @@
 # Copyright (c) the sagequeue.batch authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which host gets which job of a jobset that is spread over several, and the record of it, which says what a host holds that can't be asked.
+"""Which host gets which job of a jobset that is spread over several, and a record of it, for when a host can't be asked.
 
 A job is written into the record before it is put into a host's queue, and from then on belongs to that host: whatever is cut short in
 between, the next command goes on with the same host. A job leaves a host's queue before it enters another's.
@@ -157,7 +157,9 @@ class Record:
         coming = sum(1 for name, job in self.jobs.items() if job[0] == host and job[1] == PLACED and name not in states)
         return coming + sum(1 for state in states.values() if state not in ENDED)
 
-    def _place(self, names: list[str], workers: Mapping[str, int], held: Mapping[str, Mapping[str, str]], limits: Mapping[str, int]) -> dict[str, str]:
+    def _place(
+        self, names: list[str], workers: Mapping[str, int], held: Mapping[str, Mapping[str, str]], limits: Mapping[str, int]
+    ) -> dict[str, str]:
         seats = {host: Seat(count, self._load(host, held[host]), limits.get(host)) for host, count in workers.items()}
         return place(names, seats, self.policy)
 
@@ -181,23 +183,24 @@ class Record:
             QueueError: a job may be on a host that can't be asked.
         """
         unknown = {host: why for host, why in silent.items() if host not in self.lost()}
-        for name, job in list(self.jobs.items()):
-            # Placed, and not put there before its host was drained: nobody holds it.
-            if job[1] == PLACED and job[0] in held and job[0] not in workers and name not in self.moving and not unknown:
-                wanted = {name: job[2], **wanted}
-                del self.jobs[name]
         fresh = [name for name in wanted if name not in self.jobs]
         if fresh and unknown:
             host, why = next(iter(unknown.items()))
             raise QueueError(
-                f"jobset {self.jobset}: {host} can't be asked what it holds ({why.rstrip('.')}), and the record does not say where {fresh[0]}"
+                f"jobset {self.jobset}: {host} can't be asked what it holds ({why}), and the record does not say where {fresh[0]}"
                 f"{f' and {len(fresh) - 1} more' if fresh[1:] else ''} would be: so they could come to be in two queues, and nothing was"
-                f" enqueued. Mend {host}; or, if it is down for good: ansible-playbook playbooks/move.yml -e jobset={self.jobset} -e from={host}"
-                " -e lost=true"
+                f" enqueued. Mend {host}; or, if it is down for good: ansible-playbook playbooks/move.yml -e jobset={self.jobset}"
+                f" -e from={host} -e lost=true"
             )
-        placed = self._place(fresh, workers, held, limits)
-        self.jobs.update({name: [host, PLACED, wanted[name]] for name, host in placed.items()})
-        return fresh[len(placed) :]
+        # Placed, and not put there before its host was drained: nobody holds it.
+        adrift = {name: job[2] for name, job in self.jobs.items() if job[1] == PLACED and job[0] in held and job[0] not in workers}
+        lines = {
+            **{name: line for name, line in adrift.items() if name not in self.moving and not unknown},
+            **{name: wanted[name] for name in fresh},
+        }
+        placed = self._place(list(lines), workers, held, limits)
+        self.jobs.update({name: [host, PLACED, lines[name]] for name, host in placed.items()})
+        return [name for name in lines if name not in placed]
 
     def move(
         self,
@@ -252,7 +255,9 @@ class Record:
                 due.setdefault(host, []).append(line)
         return due
 
-    def rows(self, members: Iterable[str], held: Mapping[str, Mapping[str, str]], workers: Mapping[str, int], notes: Mapping[str, str]) -> list[dict[str, Any]]:
+    def rows(
+        self, members: Iterable[str], held: Mapping[str, Mapping[str, str]], workers: Mapping[str, int], notes: Mapping[str, str]
+    ) -> list[dict[str, Any]]:
         """Return a row for each host: how many jobs it has in each state, and how many of its workers are free.
 
         Args:
@@ -265,7 +270,11 @@ class Record:
         for host in members:
             states = held.get(host, {})
             own = Counter(states.values())
-            own.update(job[1] for name, job in self.jobs.items() if job[0] == host and (host not in held or job[1] == PLACED) and name not in states)
+            own.update(
+                job[1]
+                for name, job in self.jobs.items()
+                if job[0] == host and (host not in held or job[1] == PLACED) and name not in states
+            )
             waiting = sum(own[state] for state in WAITING)
             slots = max(workers.get(host, 0) - waiting - own["running"], 0) if host in held else None
             counts = {"pending": waiting, **{state: own[state] for state in ("running", *ENDED)}}
@@ -294,7 +303,11 @@ def occupy(path: str, what: str) -> None:
             with contextlib.suppress(ValueError):
                 other = json.loads(file.read() or "{}")
             same = other.get("host") == mine["host"]
-            if other and (other["pid"], other["start"]) != (mine["pid"], mine["start"]) and (not same or _start(other["pid"]) == other["start"]):
+            if (
+                other
+                and (other["pid"], other["start"]) != (mine["pid"], mine["start"])
+                and (not same or _start(other["pid"]) == other["start"])
+            ):
                 raise QueueError(
                     f"{other['what']} (process {other['pid']} on {other['host']}) is at work on {path}: wait until it has ended"
                     + ("" if same else f"; if it has, remove {path}.lock")

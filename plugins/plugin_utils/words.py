@@ -25,7 +25,7 @@ def table(rows: list[Mapping[str, Any]], width: int) -> list[str]:
     """Return the lines of a table, a column a key; where it is too wide, a paragraph a row."""
     columns = list(dict.fromkeys(str(key) for row in rows for key in row))
     cells = [["" if row.get(column) is None else " ".join(visible(row[column])) for column in columns] for row in rows]
-    numbers = [all(isinstance(row.get(column), (int, float)) for row in rows) for column in columns]
+    numbers = [all(isinstance(row.get(column) or 0, (int, float)) for row in rows) for column in columns]
     widths = [max(map(len, column)) for column in zip(columns, *cells)]
     if sum(widths) + 2 * len(widths) - 2 > width:
         pairs = [[f"{name}: {cell}" for name, cell in zip(columns, line) if cell] for line in cells]
