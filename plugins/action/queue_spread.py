@@ -61,11 +61,13 @@ class _Step:
     def __init__(self, options: dict[str, Any], task_vars: Mapping[str, Any], check: bool) -> None:
         self.options, self.check, self.jobset = options, check, options["jobset"]
         if not job.is_name(self.jobset):
-            raise QueueError("Name a jobset: -e jobset=NAME")
+            defined = ", ".join(sorted(task_vars.get("sagequeue_jobsets") or {})) or "none; run setup"
+            raise QueueError(f"Name a jobset: -e jobset=NAME; defined are {defined}")
         if not check:
             occupy(options["record"], options["step"])
         self.record = Record(options["record"], self.jobset)
         known = task_vars["hostvars"]
+        listed = set(known)
         self.members = list(dict.fromkeys([*options["hosts"], *self.record.hosts]))
         self.held: dict[str, dict[str, str]] = {}
         self.answers: dict[str, Mapping[str, Any]] = {}
@@ -73,7 +75,7 @@ class _Step:
         self.limits: dict[str, int] = {}
         self.drained: list[str] = []
         for host in self.members:
-            theirs = known.get(host, {})
+            theirs = known[host] if host in listed else {}
             given = [theirs[name] for name in options["answers"] if name in theirs and not theirs[name].get("skipped")]
             answer = given[0] if given else {"msg": "it is not among the hosts of this run"}
             if "states" in answer:
@@ -242,7 +244,7 @@ class _Step:
                 f"what moved and was pending there still is, and runs there, too, if {source} comes up: then at once -e back={source}"
             )
         if before["held"]:
-            said.append(f"{before['held']} held jobs stay on {source}")
+            said.append(f"what is held stays on {source}: {_jobs(before['held'])}")
         return {"put": _texts(self.record.due({host: self.held[host] for host in workers})), "take": take, "left": left, "said": said}
 
     def _moved(self) -> dict[str, Any]:
