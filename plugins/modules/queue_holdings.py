@@ -125,7 +125,12 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue imp
 
 def hold(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Take what is to be taken, and say what is left."""
-    changes = queue.remove(module.params["take"], ["pending"], False, module.check_mode) if module.params["take"] else []
+    take = module.params["take"]
+    if take:
+        # What is held by now stays: its hold would be lost.
+        held = {name for name, state in queue.states().items() if state == "held"}
+        take = [name for name in take if name not in held]
+    changes = queue.remove(take, ["pending"], False, module.check_mode) if take else []
     states: dict[str, list[str]] = {place: [] for place in PLACES}
     for name, state in queue.states().items():
         states[state].append(name)

@@ -341,6 +341,27 @@ def test_the_root_may_lie_in_the_home_of_the_user_database(call: Any, host: Any,
     assert root("/nowhere") == "/nowhere"
 
 
+def test_holdings_names_every_job_once_and_takes_pending_ones(call: Any, host: Any) -> None:
+    define(call, host)
+    call("queue_enqueue", jobset="t")
+    # A batch, of which none is a file.
+    call("queue_enqueue", jobset="t", jobs_list="many[0001-1200] A='x y'\nfirst PRIORITY=7\n")
+    call("queue_control", jobset="t", action="hold", jobs=["off1"])
+    found = call("queue_holdings", jobset="t", lines=True)
+    states = found["states"]
+    names = [name for some in states.values() for name in some]
+    assert not found["changed"] and len(names) == len(set(names)) == 1205 and found["stride"] == 4
+    assert states["held"] == ["t_off1"] and "t_off2" in states["pending"] and "many0007" in states["pending"]
+    assert found["lines"]["many0007"] == "many0007 A='x y'" and found["lines"]["t_off2"] == "t_off2 OFFSET=2"
+    assert found["lines"]["first"] == "first PRIORITY=7" and "t_off1" not in found["lines"]
+    take = ["many0007", "t_off2", "t_off1", "nobody"]
+    predicted = call("queue_holdings", True, jobset="t", take=take)
+    assert predicted["changed"] and len([name for some in predicted["states"].values() for name in some]) == 1205
+    taken = call("queue_holdings", jobset="t", take=take)
+    left = {name for some in taken["states"].values() for name in some}
+    assert set(names) - left == {"many0007", "t_off2"}
+
+
 def test_backup_and_restore(call: Any, host: Any) -> None:
     define(call, host)
     call("queue_enqueue", jobset="t")
