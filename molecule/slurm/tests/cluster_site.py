@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -10,13 +11,13 @@ import yaml
 from batch_site import HOST, Site
 
 ROOT = Path(__file__).resolve().parents[3]
-# A job of as many seconds as its key SECONDS says, which notes when it begins and ends, and its node.
+# A job of as many seconds as its key SECONDS says, which notes when it begins and ends, its node, and that it is alive.
 SCRIPT = """\
 note() { echo "$1 $SAGEQUEUE_JOB $$ $(hostname) $(date +%s.%N)" >>/shared/work/ledger; }
 note begin
 trap 'note end; exit 143' TERM
 end=$(($(date +%s) + ${JOB_SECONDS:-0}))
-while [ "$(date +%s)" -lt "$end" ]; do sleep 0.2; done
+while [ "$(date +%s)" -lt "$end" ]; do touch "/shared/work/alive.$SAGEQUEUE_JOB.$$.$(hostname)"; sleep 0.3; done
 note end
 """
 
@@ -31,11 +32,11 @@ class Cluster(Site):
         self.jobsets = jobsets
         self.write_inventory()
         self.play("pool")
-        self.play("setup")
-        for name in jobsets:
+        for name in self.sh("ls /shared/sagequeue/var").split():
             # What an earlier run may have left.
-            self.play("stop", jobset=name)
-            self.sh(f"rm -rf /shared/sagequeue/var/{name}")
+            if name in jobsets:
+                self.play("stop", jobset=name)
+                self.sh(f"rm -rf /shared/sagequeue/var/{name}")
         self.play("setup")
         self.sh(f"rm -rf /shared/work; mkdir -p /shared/work && cat >/shared/work/job.sh <<'E'\n{SCRIPT}E")
 
@@ -75,6 +76,37 @@ class Cluster(Site):
             what, job, pid, host, when = line.split()
             runs.setdefault((job, pid, host), {})[what] = float(when)
         return [(job, host, found["begin"], found.get("end")) for (job, _pid, host), found in runs.items()]
+
+    def last_alive(self):
+        """When each run of a job was last alive, by job: pairs of when it began and that."""
+        alive = {}
+        for line in self.sh("cd /shared/work; stat --format='%n %.Y' alive.* 2>/dev/null || true").splitlines():
+            name, when = line.split()
+            alive[tuple(name.split(".")[1:])] = float(when)
+        runs = {}
+        for line in self.sh("cat /shared/work/ledger").splitlines():
+            what, job, pid, host, when = line.split()
+            if what == "begin":
+                runs.setdefault(job, []).append((float(when), alive.get((job, pid, host), float(when))))
+        return runs
+
+    def never_two_at_once(self):
+        """No job ran a second time while its first run was still alive."""
+        for job, runs in self.last_alive().items():
+            for first, second in itertools.pairwise(sorted(runs)):
+                assert first[1] < second[0], f"{job} ran twice at once: {runs}"
+        return True
+
+    def fresh(self, jobset):
+        """Let nothing of a jobset's earlier runs stay."""
+        self.play("stop", jobset=jobset)
+        self.play("purge_queue", jobset=jobset, confirm=jobset, remove_logs=True)
+        self.sh(f"rm -f /shared/work/ledger /shared/work/alive.* /shared/sagequeue/var/{jobset}/run/history.jsonl")
+
+    def cut(self, host, off=True):
+        """Cut a host off the network, or join it again."""
+        chains = " ".join(f"chain {hook} {{ type filter hook {hook} priority 0; policy drop; }}" for hook in ("input", "output"))
+        self.host("exec", host, "nft", f"table inet cut {{ {chains} }}" if off else "delete table inet cut")
 
     def busy(self, jobset):
         """A node on which a job of the jobset runs."""

@@ -167,7 +167,9 @@ class Engine(Supervisor):
             # A worker that has left lives a little longer, as the engine sees it.
             left = engine.left(Layout(self.host.root, jobset.name), [task.id for task in tasks], clean=not self.check)
             there = {task.number for task in tasks if task.jobset == jobset.name and task.id not in left}
-            missing = [number for number in range(1, jobset.workers + 1) if number not in there][: waiting[jobset.name]]
+            # Those that are there and run nothing, or have not begun yet, are for the first of them.
+            free = max(0, len(there) - self._count(jobset, "running"))
+            missing = [number for number in range(1, jobset.workers + 1) if number not in there][: max(0, waiting[jobset.name] - free)]
             if self.acts([f"{jobset.name}-{number}" for number in missing], "absent", "submitted"):
                 self.submit(jobset, missing)
         if not self.check:
@@ -175,18 +177,21 @@ class Engine(Supervisor):
 
     def _waiting(self, jobset: Jobset) -> int:
         """Return how many workers there are jobs for, as far as a look at the folders can tell."""
-        layout = Layout(self.host.root, jobset.name)
-        count = 0
         with contextlib.suppress(FileNotFoundError):
             if os.path.lexists(jobset.gate):
                 return 0
-            if any(name.endswith(batch.SUFFIX) for name in os.listdir(layout.batches)):
+            if any(name.endswith(batch.SUFFIX) for name in os.listdir(Layout(self.host.root, jobset.name).batches)):
                 return jobset.workers
-            with os.scandir(os.path.join(layout.queue, "pending")) as found:
-                for entry in found:
-                    count += entry.name.endswith(job.SUFFIX)
-                    if count >= jobset.workers:
-                        break
+        return self._count(jobset, "pending")
+
+    def _count(self, jobset: Jobset, state: str) -> int:
+        """Return how many jobs are in a state; no more than there are workers need be counted."""
+        count = 0
+        with contextlib.suppress(FileNotFoundError), os.scandir(os.path.join(Layout(self.host.root, jobset.name).queue, state)) as found:
+            for entry in found:
+                count += entry.name.endswith(job.SUFFIX)
+                if count >= jobset.workers:
+                    break
         return count
 
     def stop(self, jobsets: list[Jobset]) -> None:

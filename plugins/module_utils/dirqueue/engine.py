@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from .layout import Layout
@@ -90,6 +90,31 @@ def left(layout: Layout, ids: Collection[str], clean: bool = False) -> set[str]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(layout.run, _LEFT + one))
     return found.intersection(ids)
+
+
+@contextlib.contextmanager
+def turn(layout: Layout, which: Engine | None, every: float) -> Iterator[float]:
+    """Yield in how many seconds a worker is to look for orphans: at once (0) only one of all those of a jobset, every so often.
+
+    Each look asks for all that runs, so very many workers must not all look. A worker that the engine has started anew does
+    so at once: it may be its own job that is to be brought back. If the look fails, it is anybody's turn.
+    """
+    path = os.path.join(layout.run, "recovered")
+    wait = 0.0
+    if which:
+        if which.restarts in ("0", "1" if which.kind == "htcondor" else "0"):
+            with contextlib.suppress(FileNotFoundError):
+                # However wrong the clock of this host is, no longer than that.
+                wait = max(0.0, min(every, os.stat(path).st_mtime + every - time.time()))
+        if not wait:
+            with open(path, "w", encoding="utf-8"):
+                os.utime(path)
+    try:
+        yield wait
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
 
 
 def come_again(layout: Layout, which: Engine, number: int, workers: int) -> str:

@@ -24,13 +24,13 @@ from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
 
 # Seconds: how often an idle worker looks where the kernel does not tell it of news, and where it does; how long it trusts that the
-# runner is ready, how often a running job's memory is read, and whether somebody wants the job killed, how long it waits before it
-# tries again what failed for want of a container, of disk or the like.
+# runner is ready, how often a running job's memory is read, and whether somebody wants the job killed (one of very many workers: less
+# often), how long it waits before it tries again what failed for want of a container, of disk or the like.
 _IDLE = 0.1
 _ARMED = 4.0
 _READY = 5.0
 _SAMPLE = 5.0
-_ASK = 1.0
+_ASK = (1.0, 5.0)
 _AGAIN = 5.0
 # How many jobs that have ended are recorded together, and how long the first of them waits for others (seconds).
 _TOGETHER = 512
@@ -146,9 +146,12 @@ class Worker:
             try:
                 self._reload()
                 if time.monotonic() >= recover_at:
-                    recover(self.queue, self.runner, self.name, log=self.log)
-                    # Where an engine has started us, nobody else looks for orphans.
-                    recover_at = time.monotonic() + self.jobset.recover_every if self.engine else float("inf")
+                    # Where an engine has started us, nobody else than the workers looks for orphans.
+                    every = self.jobset.recover_every if self.engine else float("inf")
+                    with engine.turn(self.layout, self.engine, every) as wait:
+                        if not wait:
+                            recover(self.queue, self.runner, self.name, log=self.log)
+                    recover_at = time.monotonic() + (wait or every)
                 claim = None
                 if self.queue.look():
                     self._make_ready()
@@ -323,7 +326,7 @@ class Worker:
         """Wait for a command's end; return how it ended, and why we ended it (timeout, worker_stopped, killed or nothing)."""
         now = time.monotonic()
         deadline = now + self.jobset.timeout if self.jobset.timeout else float("inf")
-        sample, ask = now + 0.5, now + _ASK
+        sample, ask = now + 0.5, now + _ASK[bool(self.engine)]
         ended_for = ""
         # Those that ended before it wait no longer than they have to.
         record = self._ended_at + _LATER if self._ended else float("inf")
@@ -342,7 +345,7 @@ class Worker:
                 deadline = now + self.jobset.grace
                 self._try(lambda: self.runner.signal(running, signal.SIGTERM))
             elif not ended_for and now >= ask:
-                ask = now + _ASK
+                ask = now + _ASK[bool(self.engine)]
                 with contextlib.suppress(OSError):
                     if self.queue.kill_request(running.carries["SAGEQUEUE_CLAIM"]):
                         ended_for, deadline = "killed", now + self.jobset.grace

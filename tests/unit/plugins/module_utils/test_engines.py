@@ -83,6 +83,61 @@ def test_orphans_are_found_by_the_workers_themselves(host: Any, wait_for: Any) -
     assert "REASON=ok" in host.path("done", "b").read_text() and host.values("b")["RECOVERIES"] == "1"
 
 
+def test_of_many_workers_only_one_looks_for_orphans(host: Any) -> None:
+    host.define()
+    layout = host.queue().layout
+
+    def wait(number: int, restarts: str = "0", kind: str = "slurm") -> float:
+        with engine.turn(layout, engine.Engine(kind, f"1_{number}", restarts), 60) as seconds:
+            return seconds
+
+    assert wait(1) == 0
+    assert 0 < wait(2) <= 60
+    # HTCondor counts the first start, too.
+    assert wait(2, "1", "htcondor") > 0
+    # Who was started anew may be looking for its own job.
+    assert wait(3, "1") == 0 == wait(3, "2", "htcondor")
+    with pytest.raises(OSError, match="full"), engine.turn(layout, engine.Engine("slurm", "1_4", "1"), 60):
+        raise OSError("full")
+    assert wait(5) == 0
+    # By a clock that is an hour late.
+    os.utime(Path(layout.run, "recovered"), (4e9, 4e9))
+    assert wait(6) == 60
+    with engine.turn(layout, None, 60) as seconds:
+        assert seconds == 0
+
+
+def test_no_more_workers_come_than_there_are_jobs_for(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's commands are stood in for: what it was asked to start is there."""
+    tools = host.base / "tools"
+    tools.mkdir()
+    asked = host.base / "asked"
+    asked.touch()
+    line = f"1|$n|PENDING|||sagequeue.t|{host.root}"
+    for name, text in {
+        "sbatch": f'for word; do case $word in --array=*) echo "$word" >>{asked} ;; esac; done',
+        "squeue": f'for n in $(sed "s/--array=//; s/%.*//; s/-/ /" {asked} | xargs -rn1 echo); do echo "{line}"; done',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    made, jobset = supervisor(host, workers=4)
+    made.define([jobset])
+    host.queue().enqueue([("a", {})])
+    made.start([jobset])
+    # Again and again, as whatever makes jobs pending does.
+    made.wake([jobset])
+    made.define([jobset])
+    assert asked.read_text() == "--array=1%4\n"
+    host.queue().enqueue([("b", {})])
+    made.wake([jobset])
+    assert asked.read_text() == "--array=1%4\n--array=2%4\n"
+    # One that runs a job is not there for another.
+    host.put("running", "c")
+    made.wake([jobset])
+    assert asked.read_text().splitlines()[2:] == ["--array=3%4"]
+
+
 def test_a_job_that_the_engine_ended_with_its_worker_has_not_failed(host: Any, wait_for: Any) -> None:
     host.script("sleep 600")
     host.define(attempts=1)
