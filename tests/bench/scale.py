@@ -121,7 +121,7 @@ def simulate() -> list[dict[str, Any]]:
             str(Path(__file__).with_name("simulate.py")),
             str(folder),
             str(workers),
-            str(max(1000, workers * 3)),
+            str(max(1000, workers * 2)),
             str(jobs),
         ]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "plugins/module_utils")}
