@@ -232,7 +232,7 @@ def test_a_drained_node_keeps_no_job_and_is_taken_away(site):
 
 def test_an_existing_installation_is_left_alone(site):
     site.host("exec", site.hosts[0], "sh", "-c", "echo '# theirs' >>/etc/slurm/slurm.conf")
-    site.play("pool", manage_engine=False)
+    assert site.play("pool", manage_engine=False).changed == []
     assert site.sh("tail -1 /etc/slurm/slurm.conf") == "# theirs"
     site.play("teardown", jobset="quick")
     assert "quick.sh" not in site.sh("ls /shared/sagequeue/etc/slurm")
