@@ -144,10 +144,10 @@ def nfs() -> list[dict[str, Any]]:
         for path, data in (("/program", program), ("/simulate.py", Path(__file__).with_name("simulate.py").read_bytes())):
             subprocess.run([str(REPOSITORY / "tests/host/host"), "exec", host.name, "sh", "-c", f"cat >{path}"], input=data, check=True)
         found = []
-        for workers, claims in ((1, 200), (100, 400)):
-            said = node.sh(f"cd /; PYTHONPATH=/program python3 /simulate.py /shared/s{workers} {workers} {claims} 2000", 900)
+        for workers, claims in ((1, 100), (20, 100)):
+            said = node.sh(f"cd /; PYTHONPATH=/program python3 /simulate.py /shared/s{workers} {workers} {claims} 1500", 900)
             found.append({"name": f"nfs_simulated_{workers}", **json.loads(said.splitlines()[-1])})
-        jobs = 300
+        jobs = 100
         code = (
             "import sys; sys.path[:0] = ['/program']\\nfrom dirqueue import jobset\\nfrom dirqueue.layout import Layout\\n"
             "from dirqueue.queue import Queue\\nL = Layout('/shared/r', 't'); L.create()\\n"
@@ -192,7 +192,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         ],
     )
     simulated = [row for row in rows if row["name"].startswith("simulated_")]
-    per_call = known["nfs_simulated_100"]["requests"] / known["nfs_simulated_100"]["job"] if "nfs_simulated_100" in known else 1.0
+    per_call = known["nfs_simulated_20"]["requests"] / known["nfs_simulated_20"]["job"] if "nfs_simulated_20" in known else 1.0
     # What a worker does besides, as its log and the definition's time, is the same for any number of them.
     besides = known["nfs_worker"]["requests"] - known["nfs_simulated_1"]["requests"] if "nfs_worker" in known else 0.0
     text += "\n" + report.table(

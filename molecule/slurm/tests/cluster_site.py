@@ -47,7 +47,8 @@ class Cluster(Site):
         addresses = {
             name: subprocess.run([HOST, "address", name], capture_output=True, text=True, check=True).stdout.strip() for name in self.hosts
         }
-        hosts = {name: {**known, "ansible_host": addresses[name]} for name in self.hosts}
+        # A machine that is busy with three hosts answers late.
+        hosts = {name: {**known, "ansible_host": addresses[name], "ansible_timeout": 60} for name in self.hosts}
         groups = {
             "sagequeue": {"hosts": {self.name: hosts[self.name]}},
             f"{self.engine}_controller": {"hosts": {self.name: hosts[self.name]}},
