@@ -7,8 +7,8 @@
 usage: simulate.py ROOT WORKERS CLAIMS JOBS     with the program in PYTHONPATH; ROOT must not exist
 
 So many workers are simulated in one process, each by a real queue object with its own view of what is pending; the jobset has so
-many jobs, enqueued as one batch. A clock of its own lets them claim and finish in turn, each job taking a random time; each claims
-twice before anything is counted. What they do with the folders is the real program's doing, and each call that a file server would
+many jobs, enqueued as one batch. A clock of its own lets them claim and finish in turn, each job taking a random time; all have
+claimed before anything is counted. What they do with the folders is the real program's doing, and each call that a file server would
 see is counted.
 """
 
@@ -84,7 +84,7 @@ def another() -> Queue:
 
 
 # When each is done with its job, its queue, and what it has claimed.
-turns: list[tuple[float, int, Queue, Any]] = [(random.random(), number, another(), None) for number in range(workers)]
+turns: list[tuple[float, int, Queue, Any]] = [(0.4 * random.random(), number, another(), None) for number in range(workers)]
 heapq.heapify(turns)
 before, sent, wall = Counter(calls), 0, 0.0
 done = 0

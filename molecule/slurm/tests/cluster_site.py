@@ -106,7 +106,7 @@ class Cluster(Site):
 
     def cut(self, host, off=True):
         """Cut a host off the network, or join it again."""
-        chains = " ".join(f"chain {hook} {{ type filter hook {hook} priority 0; policy drop; }}" for hook in ("input", "output"))
+        chains = "".join(f"chain {hook} {{ type filter hook {hook} priority 0; policy drop; }}; " for hook in ("input", "output"))
         self.host("exec", host, "nft", f"table inet cut {{ {chains} }}" if off else "delete table inet cut")
 
     def busy(self, jobset):
