@@ -89,6 +89,7 @@ def test_a_node_is_taken_away_and_locked_out_while_jobs_run(site):
     outsider = site.busy("long")
     # Drained, its line deleted, the key rotated: it has the old token still, and is not let in.
     site.play("drain", node=outsider)
+    lost = len([line for line in site.history("long") if line["reason"] == "orphan"])
     site.nodes = [name for name in site.hosts[1:] if name != outsider]
     site.write_inventory()
     assert "Its key is new" in site.play("pool", rotate_key=True).said
@@ -96,7 +97,8 @@ def test_a_node_is_taken_away_and_locked_out_while_jobs_run(site):
     site.host("exec", outsider, "systemctl", "restart", "condor")
     site.until_counts("long", done=3, seconds=400)
     assert outsider not in site.sh("condor_status -startd -af Machine")
-    # No job was lost, and none ran twice at once.
+    # No job was lost, none ran twice at once, and the new key has ended none.
+    assert len([line for line in site.history("long") if line["reason"] == "orphan"]) == lost
     for job in ("long_0", "long_1", "long_2"):
         runs = sorted((begin, end) for name, _host, begin, end in site.ledger() if name == job)
         assert all(first[1] and first[1] <= second[0] for first, second in zip(runs, runs[1:])), runs
