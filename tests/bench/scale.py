@@ -142,7 +142,7 @@ def simulate() -> list[dict[str, Any]]:
 
 
 def nfs() -> list[dict[str, Any]]:
-    """Return what a real worker, and simulated ones, send to a real NFS server."""
+    """Return what simulated workers send to a real NFS server."""
     host = Host("sagequeue-scale")
     try:
         Machine(host, "server", "10.99.0.1")
@@ -154,26 +154,6 @@ def nfs() -> list[dict[str, Any]]:
         for workers, claims in ((1, 100), (20, 100)):
             said = node.sh(f"cd /; PYTHONPATH=/program python3 /simulate.py /shared/s{workers} {workers} {claims} 1500", 900)
             found.append({"name": f"nfs_simulated_{workers}", **json.loads(said.splitlines()[-1])})
-        jobs = 100
-        code = (
-            "import sys; sys.path[:0] = ['/program']\\nfrom dirqueue import jobset\\nfrom dirqueue.layout import Layout\\n"
-            "from dirqueue.queue import Queue\\nL = Layout('/shared/r', 't'); L.create()\\n"
-            f"j = jobset.Jobset('t', {{'script': 'x', 'command': '/bin/true', 'workdir': '/shared', 'runner': 'process', 'stride': {jobs},"
-            " 'idle': 1})\\njobset.store(L, j); Queue(L, j).enqueue(j.offset_jobs(range(j.stride)))\\n"
-        )
-        sent = "awk '/^[ \\t]+[A-Z_]+: [0-9]+ / { n += $2 } END { print n }' /proc/self/mountstats"
-        said = node.sh(
-            f'printf "{code}" | python3 -; mkdir -p /shared/r/bin; cp /program /shared/r/bin/sagequeue; '
-            f"chmod 755 /shared/r/bin/sagequeue; {sent}; date +%s.%N; "
-            "SAGEQUEUE_ENGINE='none 1 0' /shared/r/bin/sagequeue worker t-1 >/dev/null 2>&1; date +%s.%N; "
-            f"{sent}; ls /shared/r/var/t/queue/done | wc -l",
-            900,
-        ).split()
-        before, began, ended, after, done = map(float, said[-5:])
-        assert done == jobs, said
-        found.append(
-            {"name": "nfs_worker", "workers": 1, "jobs": jobs, "requests": (after - before) / jobs, "job_s": (ended - began - 1) / jobs}
-        )
         print(found, flush=True)
         return found
     finally:
@@ -182,7 +162,6 @@ def nfs() -> list[dict[str, Any]]:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Return the tables."""
-    known = {row["name"]: row for row in rows}
     measured = [row for row in rows if "engine" in row]
     text = report.table(
         ["engine", "1,000 jobs as", "seconds", "jobs per second", "overhead per job, ms", "times as many"],
@@ -201,15 +180,13 @@ def page(rows: list[dict[str, Any]]) -> str:
     simulated = [row for row in rows if row["name"].startswith("simulated_")]
     served = [row for row in rows if row["name"].startswith("nfs_simulated_")]
     per_call = served[-1]["requests"] / served[-1]["job"] if served else 1.0
-    # What a worker does besides, as its log and the definition's time, is the same for any number of them.
-    besides = known["nfs_worker"]["requests"] - known["nfs_simulated_1"]["requests"] if "nfs_worker" in known else 0.0
     text += "\n" + report.table(
         ["workers", "calls per job", "requests per job", "requests of one look for orphans", "of all leases, per second"],
         [
             [
                 f"{row['workers']:,}",
                 report.number(row["job"]),
-                report.number(row["job"] * per_call + besides),
+                report.number(row["job"] * per_call),
                 report.number(row["recover"] * per_call),
                 report.number(constant(row, per_call)),
             ]
@@ -219,7 +196,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     text += "\n" + report.table(
         ["workers", "jobs of 1 s", "10 s", "1 min", "10 min", "1 h"],
         [
-            [f"{row['workers']:,}", *(report.number(demand(row, seconds, per_call, besides)) for seconds in (1, 10, 60, 600, 3600))]
+            [f"{row['workers']:,}", *(report.number(demand(row, seconds, per_call)) for seconds in (1, 10, 60, 600, 3600))]
             for row in simulated
         ],
     )
@@ -231,9 +208,9 @@ def constant(row: dict[str, Any], per_call: float) -> float:
     return row["workers"] * (row["renew"] / 20 + row["ask"] / 5) * per_call
 
 
-def demand(row: dict[str, Any], seconds: float, per_call: float, besides: float) -> float:
+def demand(row: dict[str, Any], seconds: float, per_call: float) -> float:
     """Return requests per second of so many workers with jobs of so many seconds; orphans are looked for once a minute."""
-    return row["workers"] / seconds * (row["job"] * per_call + besides) + constant(row, per_call) + row["recover"] * per_call / 60
+    return row["workers"] / seconds * row["job"] * per_call + constant(row, per_call) + row["recover"] * per_call / 60
 
 
 def main(parts: list[str]) -> None:
