@@ -20,7 +20,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.selection
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.spread import ENDED, PLACED, POLICIES, Record, occupy
 
 SPEC: dict[str, dict[str, Any]] = {
-    "step": {"type": "str", "choices": ["enqueue", "move", "moved", "back", "look"], "required": True},
+    "step": {"type": "str", "choices": ["enqueue", "move", "moved", "back", "look", "put"], "required": True},
     "jobset": {"type": "str", "required": True},
     "record": {"type": "path", "required": True},
     "hosts": {"type": "list", "elements": "str", "required": True},
@@ -74,10 +74,13 @@ class _Step:
         self.silent: dict[str, str] = {}
         self.limits: dict[str, int] = {}
         self.drained: list[str] = []
+        self.reached: list[str] = []
         for host in self.members:
             theirs = known[host] if host in listed else {}
             given = [theirs[name] for name in options["answers"] if name in theirs and not theirs[name].get("skipped")]
             answer = given[0] if given else {"msg": "it is not among the hosts of this run"}
+            if "counts" in answer:
+                self.reached.append(host)
             if "states" in answer:
                 self.answers[host] = answer
                 self.held[host] = {name: state for state, names in answer["states"].items() for name in names}
@@ -91,7 +94,7 @@ class _Step:
                 if not str(limit).isdigit():
                     raise QueueError(f"{host}: max_jobs_allowed is {limit!r}, and should be how many jobs may be pending or running there")
                 self.limits[host] = int(limit)
-        if not self.answers and self.silent and options["step"] != "move":
+        if not self.answers and self.silent and options["step"] not in ("move", "put"):
             host, why = next(iter(self.silent.items()))
             raise QueueError(f"jobset {self.jobset}: none of {', '.join(self.members)} can be asked; {host}: {why}")
         self.record.note(self.held)
@@ -118,6 +121,7 @@ class _Step:
             "move": self._move,
             "moved": self._moved,
             "back": self._back,
+            "put": self._put,
             "look": lambda: {"put": {}, "take": [], "left": {}, "said": self._how_far()},
         }[self.options["step"]]()
         if not self.check:
@@ -125,7 +129,7 @@ class _Step:
         counts = self.record.counts()
         workers = {host: int(answer["workers"]) for host, answer in self.answers.items()}
         notes = {host: self._note(host) for host in self.members}
-        said = [*told.pop("said"), *self._odd()]
+        said = [*told.pop("said"), *(self._odd() if self.options["step"] != "put" else [])]
         return {
             **told,
             "changed": False,
@@ -269,6 +273,13 @@ class _Step:
             "left": {},
             "said": [f"{self.jobset}: {source} takes part again; {_jobs(len(take))} that had moved {'to be ' * self.check}taken off it"],
         }
+
+    def _put(self) -> dict[str, Any]:
+        """What was due was put into the queues of these hosts: if it is not there when they are asked next, it was removed."""
+        for name, entry in self.record.jobs.items():
+            if entry[1] == PLACED and entry[0] in self.reached and name not in self.record.moving:
+                entry[1] = "pending"
+        return {"put": {}, "take": [], "left": {}, "said": []}
 
     def _twice(self) -> dict[str, list[str]]:
         """Return the jobs that more than one host holds, the proper one first."""

@@ -31,9 +31,10 @@ options:
   step:
     description:
       - V(enqueue) places jobs that are nowhere yet. V(move) places the pending jobs of a host elsewhere, V(moved) goes on when they
-        were taken off it. V(back) lets a host that was given up take part again. V(look) places nothing.
+        were taken off it. V(back) lets a host that was given up take part again. V(put) notes which hosts have
+        got what was placed there. V(look) places nothing.
     type: str
-    choices: [enqueue, move, moved, back, look]
+    choices: [enqueue, move, moved, back, look, put]
     required: true
   jobset:
     description: The jobset's name.

@@ -32,7 +32,11 @@ class Hosts(Site):
         self.jobsets = jobsets
         self.write_inventory()
         self.play("setup")
+        # What an earlier run may have left.
+        for name in jobsets:
+            self.play("stop", jobset=name)
         for host in self.hosts:
+            self.on(host, "rm -f ~/sagequeue/var/*/queue/*/*.env*")
             self.on(host, f"mkdir -p ~/Jupyter; cat >~/Jupyter/job.sh <<'E'\n{SCRIPT}E\nrm -f ~/Jupyter/ledger")
 
     def write_inventory(self):
