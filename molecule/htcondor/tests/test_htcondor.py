@@ -138,6 +138,8 @@ mkdir -p out/of; echo "$SAGEQUEUE_CLAIM $begun" >"out/of/$SAGEQUEUE_JOB"; echo n
 def far(site, seconds, **more):
     """Enqueue jobs that take their files along, which take so many seconds each."""
     names = [f"far_{n}" for n in range(len(seconds))]
+    site.play("purge_queue", jobset="far", confirm="far")
+    site.sh("rm -f /shared/sagequeue/var/far/log/*")
     site.sh("rm -rf ~/far /shared/work/ledger; mkdir -p ~/far/data ~/far/own; echo common >~/far/data/common")
     site.sh(f"cat >~/far/job.sh <<'E'\n{FAR}E\nfor job in {' '.join(names)}; do echo \"own $job\" >~/far/own/$job; done")
     listed = site.folder / "far.jobs"
