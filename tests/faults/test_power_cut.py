@@ -255,7 +255,7 @@ def test_power_cut(world: World, long: bool, tmp_path: Path, name: str) -> None:
             _put(world, disk)
             with Queue(world.layout, world.jobset) as queue:
                 # Nothing runs on a host that has just started.
-                recover(queue, SimpleNamespace(end=lambda *wanted: None))  # type: ignore[arg-type]
+                recover(queue, SimpleNamespace(end=lambda *wanted: None, lasting=lambda *wanted: set()))  # type: ignore[arg-type]
             if model == "new name first":
                 more = _not_promised(world, operation, acknowledged)
             else:

@@ -150,8 +150,7 @@ def page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="referrer" content="no-referrer">\n'
         f'<link rel="icon" href="data:,">\n<title>{name}: report of a jobset</title>\n<style>{STYLE}</style>\n</head>\n<body>\n'
         '<a class="skip" href="#content">Skip to the content</a>\n'
-        + tag("header", tag("h1", f"Jobset {name}"),
-               tag("p", f"On {escape(report.host)}, as of {when(now)} UTC", class_="soft"), nav)
+        + tag("header", tag("h1", f"Jobset {name}"), tag("p", f"On {escape(report.host)}, as of {when(now)} UTC", class_="soft"), nav)
         + tag("svg", tag("defs", *patterns), class_="none", aria_hidden="true")
         + "\n" + tag("main", "\n".join(body), id="content", tabindex="-1") + "\n"
         + tag("footer", *(tag("p", escape(note), class_="soft") for note in notes))

@@ -407,6 +407,7 @@ class Store:
         except FileNotFoundError:
             return False
 
+
 def is_whole(line: bytes) -> bool:
     """Tell whether a line of the history is one."""
     with contextlib.suppress(ValueError, RecursionError):
