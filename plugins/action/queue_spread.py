@@ -166,7 +166,6 @@ class _Step:
         left = self.record.enqueue(wanted, self.held, self.silent, workers, self.limits)
         open_to = {host: self.held[host] for host in workers}
         put = self.record.due(open_to)
-        fresh = sum(map(len, put.values()))
         alone: Counter[str] = Counter()
         for name, (host, state, _line) in known.items():
             if self.options["force"] and state in ENDED and host in workers and name in self.held[host]:
@@ -189,7 +188,7 @@ class _Step:
                 f"{len(left)} {_some(left)} {would or 'were '}not enqueued: each host has as many jobs as its max_jobs_allowed;"
                 " enqueue again when some have ended"
             )
-        return {"put": _texts(put), "take": [], "left": dict.fromkeys(left, "no host has room for it"), "said": said, "fresh": fresh}
+        return {"put": _texts(put), "take": [], "left": dict.fromkeys(left, "no host has room for it"), "said": said}
 
     def _source(self) -> str:
         source = self.options["source"] or ""

@@ -116,6 +116,10 @@ take:
   returned: success
   type: list
   elements: str
+placed:
+  description: How many jobs have got a host, or another one, by this step.
+  returned: success
+  type: int
 hosts:
   description: Of each host, how many jobs it has in each state, its workers, how many of them are free, and what else is to be said.
   returned: success

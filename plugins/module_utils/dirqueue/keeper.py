@@ -215,7 +215,7 @@ class Keeper(Worker):
     def _judged(self, flight: _Flight, story: Story) -> None:
         """Bring a job that HTCondor has no more to do for to the state it goes to."""
         claim = flight.claim
-        more: dict[str, str] = {}
+        unreadable = ""
         try:
             if story.ended:
                 odd = self.runner.collect(claim.id)
@@ -223,9 +223,9 @@ class Keeper(Worker):
                     self._note(claim, f"left out of what it has sent back: {text}")
             self._note(claim, *self.runner.printed(claim.id))
         except tarfile.TarError as exc:
-            state, more = self._lost(claim, f"what it has sent back can't be read: {exc}")
-        if more:
-            pass
+            unreadable = f"what it has sent back can't be read: {exc}"
+        if unreadable:
+            state, more = self._lost(claim, unreadable)
         elif story.ended or flight.ended_for in ("killed", "timeout"):
             outcome = Outcome(story.exit_status, story.signal, story.peak_kib)
             ended_for = "" if flight.ended_for == "held" else flight.ended_for
@@ -246,8 +246,8 @@ class Keeper(Worker):
         """Note how a job ended; what is not there any more afterwards is its flight."""
         story = flight.story
         seconds = max(0.0, story.ended - story.began) if story.began and story.ended else 0.0
-        began = _stamp(story.began) if story.began else owner.now()
-        ended = _stamp(story.ended) if story.ended else owner.now()
+        began = owner.stamp(story.began) if story.began else owner.now()
+        ended = owner.stamp(story.ended) if story.ended else owner.now()
         self._note(flight.claim, f"{state}: {because(more)}")
         result = {"WORKER": self.name, "STARTED_AT": began, "ENDED_AT": ended, "DURATION_S": f"{seconds:.3f}", **more}
         self._record(flight.claim, state, result)
@@ -269,7 +269,3 @@ class Keeper(Worker):
                         log.note(text)
                     else:
                         log.write(memoryview(text))
-
-
-def _stamp(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))

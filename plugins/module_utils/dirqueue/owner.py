@@ -39,7 +39,11 @@ def _second(seconds: int) -> str:
 
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the millisecond."""
-    seconds = time.time()
+    return stamp(time.time())
+
+
+def stamp(seconds: float) -> str:
+    """Return a time, in seconds since 1970, as now() does."""
     return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
