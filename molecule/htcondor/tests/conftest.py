@@ -17,5 +17,5 @@ def site(tmp_path_factory):
         **COMMON, "supervisor": "systemd", "runner": "condor_job", "workdir": "/home/researcher/far", "workers": 6,
         "inputs": ["data", "own/{job}"], "outputs": ["out"], "state_file": "state_{job}", "secrets": {"TOKEN": "it's a secret"},
     }
-    jobsets["far"] = far
-    return Cluster("htcondor", tmp_path_factory.mktemp("site"), jobsets)
+    asked = {"RequestMemory": 64, "RequestDisk": 1024, "RequestCpus": 1, "JobLeaseDuration": 60}
+    return Cluster("htcondor", tmp_path_factory.mktemp("site"), {**jobsets, "sage": Cluster.SAGE, "far": far}, asked)

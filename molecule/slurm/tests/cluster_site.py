@@ -25,8 +25,22 @@ note end
 class Cluster(Site):
     """The hosts, the first of which is the controller and the batch host."""
 
-    def __init__(self, engine, folder, jobsets):
+    SAGE = {
+        "script": "rank_boundary_sat_v18.sage",
+        "args": "--graph petersen --rank 1 --solver sat --sat_backend cryptominisat --scan_all_J --want_solution --resume "
+                "--stop_file {gate_file} --progress_every 1",
+        "workdir": "/shared/work",
+        "stride": 3,
+        "workers": 2,
+        "idle": 5,
+        "state_file": "state_{graph}_r{rank}_stride{stride}_off{offset}.txt",
+        "environment": {"SAGE_NUM_THREADS": "1"},
+    }
+
+    def __init__(self, engine, folder, jobsets, asked):
         self.engine = engine
+        # What the jobset long has the engine asked for, see ad.
+        self.asked = asked
         self.hosts = [f"sagequeue-{engine}-{name}" for name in ("c", "n1", "n2")]
         super().__init__(self.hosts[0], folder)
         self.jobsets = jobsets
@@ -117,6 +131,26 @@ class Cluster(Site):
         """The state of each of the jobset's workers, as status says it."""
         lines = [line.split() for line in self.play("status", jobset=jobset).said.splitlines()]
         return {words[0]: words[1:] for words in lines if words and words[0].startswith(f"{jobset}-")}
+
+    def queued(self, jobset="", ended=False):
+        """The workers that the engine has in its queue; ended: those, too, that have left it."""
+        if self.engine == "slurm":
+            which = f"--states={'all' if ended else 'R,PD,CG'} {jobset and f'--name=sagequeue.{jobset}'}"
+            return self.sh(f"squeue --noheader --array {which}").splitlines()
+        which = f"""-constraint 'SagequeueJobset {f'== "{jobset}"' if jobset else 'isnt undefined'}' -af ClusterId ProcId"""
+        return self.sh(f"condor_q {which}; {f'condor_history {which}' if ended else ''}").splitlines()
+
+    def ad(self, jobset):
+        """What the engine was asked for, of one worker that it has in its queue."""
+        if self.engine == "slurm":
+            said = self.sh(f"scontrol show job --oneliner $(squeue -h -r -o %i --name=sagequeue.{jobset} | head -1)")
+            return dict(word.split("=", 1) for word in said.split() if "=" in word)
+        return json.loads(self.sh(f"""condor_q -json -constraint 'SagequeueJobset == "{jobset}"'"""))[0]
+
+    def comes_back(self, jobset):
+        """Whether the engine was asked to bring the jobset's workers back after the failure of their node."""
+        ad = self.ad(jobset)
+        return ad["Requeue"] == "1" if self.engine == "slurm" else ad.get("PeriodicRemove", False) is False
 
     def history(self, jobset):
         return [json.loads(line) for line in self.sh(f"cat /shared/sagequeue/var/{jobset}/run/history.jsonl || true").splitlines()]

@@ -17,16 +17,7 @@ def site(tmp_path_factory):
             "long": {**COMMON, "workers": 3, "memory": "64M", "cpus": 1, "partition": "main", "engine_options": {"nice": 10}, "lease": 20,
                      "idle": 10000},
             "limited": {**COMMON, "workers": 1, "grace": 1, "time_limit": 120},
-            "sage": {
-                "script": "rank_boundary_sat_v18.sage",
-                "args": "--graph petersen --rank 1 --solver sat --sat_backend cryptominisat --scan_all_J --want_solution --resume "
-                        "--stop_file {gate_file} --progress_every 1",
-                "workdir": "/shared/work",
-                "stride": 3,
-                "workers": 2,
-                "idle": 5,
-                "state_file": "state_{graph}_r{rank}_stride{stride}_off{offset}.txt",
-                "environment": {"SAGE_NUM_THREADS": "1"},
-            },
+            "sage": Cluster.SAGE,
         },
+        {"Nice": "10", "Requeue": "1", "ArrayTaskThrottle": "3", "ReqTRES": "cpu=1,mem=64M,node=1,billing=1"},
     )
