@@ -18,6 +18,14 @@ end=$(($(date +%s) + ${JOB_SECONDS:-0}))
 while [ "$(date +%s)" -lt "$end" ]; do sleep 0.2; done
 note end
 """
+SAGE = {
+    "script": "rank_boundary_sat_v18.sage",
+    "args": "--graph petersen --rank 1 --solver sat --sat_backend cryptominisat --scan_all_J --want_solution --resume "
+            "--stop_file {gate_file} --progress_every 1",
+    "stride": 3,
+    "state_file": "state_{graph}_r{rank}_stride{stride}_off{offset}.txt",
+    "environment": {"SAGE_NUM_THREADS": "1"},
+}
 COMMON = {"script": "job.sh", "command": ["/bin/sh"], "grace": 3, "recover_every": 5}
 
 
@@ -27,7 +35,7 @@ class Hosts(Site):
     def __init__(self, folder):
         self.hosts = [f"sagequeue-spread-{name}" for name in "abc"]
         self.changes = {}
-        jobsets = {"quick": {**COMMON, "stride": 9, "workers": 2}, "long": {**COMMON, "workers": 2}}
+        jobsets = {"quick": {**COMMON, "stride": 9, "workers": 2}, "long": {**COMMON, "workers": 2}, "sage": SAGE}
         super().__init__(self.hosts[0], folder)
         self.jobsets = jobsets
         self.write_inventory()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
+from batch_site import HOST, ROOT, USER
 
 
 def test_jobs_run_on_all_hosts_and_progress_adds_them_up(site):
@@ -17,6 +20,18 @@ def test_jobs_run_on_all_hosts_and_progress_adds_them_up(site):
     assert "9 were left alone" in again.said
 
 
+def test_real_sage_jobs(site):
+    source = (ROOT / "files/notebooks/rank_boundary_sat_v18.sage").read_text()
+    for host in site.hosts:
+        subprocess.run([HOST, "exec", host, "-u", USER, "sh", "-c", "cat >~/Jupyter/rank_boundary_sat_v18.sage"],
+                       input=source, text=True, check=True)
+    site.play("enqueue", jobset="sage", spread="sequential")
+    site.until_all("sage", done=3, seconds=400)
+    for host in site.hosts:
+        log = site.on(host, "cat ~/sagequeue/var/sage/log/sage_off*.log")
+        assert log.count("verdict=UNSAT") == 3 and "verdict=SAT" not in log
+
+
 def test_operator_commands_and_a_host_that_is_drained(site):
     first, second, third = site.hosts
     site.changes = {second: {"max_jobs_allowed": 3}}
@@ -25,8 +40,33 @@ def test_operator_commands_and_a_host_that_is_drained(site):
     found = site.until_all("long", running=6, pending=6)
     assert [row["running"] for row in found["hosts"]] == [2, 2, 2]
     assert [row["pending"] for row in found["hosts"]][1] == 1
-    for command in ("status", "logs", "journal", "list", "report"):
-        site.play(command, jobset="long")
+    for command in ("status", "logs", "journal", "list", "report", "diag", "verify", "metrics"):
+        assert site.play(command, jobset="long").said
+    assert site.play("requeue_running", jobset="long").changed == []
+    # A killed job's worker takes another one, unless the gate is shut; it is shut on all hosts, and opened on all.
+    site.play("request_stop", jobset="long")
+    killed = site.holds(first, "long", "running")[0]
+    site.play("kill", jobset="long", jobs=killed, sagequeue_hosts=first)
+    site.until_all("long", running=5, failed=1)
+    site.play("clear_stop", jobset="long")
+    site.until_all("long", running=6)
+    site.play("retry_failed", jobset="long")
+    site.play("priority", jobset="long", jobs=killed, priority=7, sagequeue_hosts=first)
+    site.play("disable", jobset="long")
+    site.play("enable", jobset="long")
+    site.play("restart", jobset="long")
+    site.until_all("long", running=6, pending=6, failed=0)
+    assert killed in site.holds(first, "long", "running")
+    # What a host has lost it gets back from its archive.
+    archive = {"file": "/home/researcher/long.tar.gz", "sagequeue_hosts": second}
+    held = sorted(name for state in ("pending", "running") for name in site.holds(second, "long", state))
+    site.play("backup", jobset="long", **archive)
+    site.play("stop", jobset="long", sagequeue_hosts=second)
+    site.play("purge_queue", jobset="long", confirm="long", sagequeue_hosts=second)
+    site.play("restore", jobset="long", **archive)
+    assert site.holds(second, "long", "pending") == held
+    site.play("start", jobset="long", sagequeue_hosts=second)
+    site.until_all("long", running=6, pending=6)
     waiting = site.holds(third, "long", "pending")
     site.play("hold", jobset="long", jobs=waiting[0], sagequeue_hosts=third)
     site.changes = {third: {"drained": True}}
