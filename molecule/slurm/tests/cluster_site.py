@@ -13,11 +13,13 @@ from batch_site import HOST, Site
 ROOT = Path(__file__).resolve().parents[3]
 # A job of as many seconds as its key SECONDS says, which notes when it begins and ends, its node, and that it is alive.
 SCRIPT = """\
-note() { echo "$1 $SAGEQUEUE_JOB $$ $(hostname) $(date +%s.%N)" >>/shared/work/ledger; }
+host=$(hostname)
+note() { echo "$1 $SAGEQUEUE_JOB $$ $host $(date +%s.%N)" >>/shared/work/ledger; }
 note begin
-trap 'note end; exit 143' TERM
+# Once, and whole, however often the signal comes, to this and to all that it runs.
+trap 'trap "" TERM; note end; exit 143' TERM
 end=$(($(date +%s) + ${JOB_SECONDS:-0}))
-while [ "$(date +%s)" -lt "$end" ]; do touch "/shared/work/alive.$SAGEQUEUE_JOB.$$.$(hostname)"; sleep 0.3; done
+while [ "$(date +%s)" -lt "$end" ]; do touch "/shared/work/alive.$SAGEQUEUE_JOB.$$.$host"; sleep 0.3; done
 note end
 """
 
