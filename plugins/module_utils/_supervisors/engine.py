@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -48,6 +49,8 @@ class Engine(Supervisor):
     """Base of the engines."""
 
     suffix = ""
+    # What a command says of a worker that has ended since it was listed.
+    ended = re.compile(r"(?!)")
 
     # ---- what an engine must say ------------------------------------------------------------------------------
 
@@ -76,8 +79,8 @@ class Engine(Supervisor):
 
     # ---- what they share --------------------------------------------------------------------------------------
 
-    def said(self, *words: str) -> str:
-        """Run a command of the engine and return what it says."""
+    def said(self, *words: str, some_ended: bool = False) -> str:
+        """Run a command of the engine and return what it says; some_ended: that workers have ended meanwhile is no failure."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "SQUEUE_", "_CONDOR_"))}
         try:
             done = subprocess.run(
@@ -97,6 +100,8 @@ class Engine(Supervisor):
             raise QueueError(f"{words[0]} has not answered for {_PATIENCE} s: see whether the {self.name} controller runs") from exc
         if done.returncode != 0:
             lines = (done.stderr or done.stdout).strip().splitlines()
+            if some_ended and all(not line or self.ended.search(line) for line in lines):
+                return done.stdout
             raise QueueError(f"{words[0]} failed: {'; '.join(lines[:3]) or done.returncode}")
         return done.stdout
 

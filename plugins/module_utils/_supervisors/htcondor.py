@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from typing import Any
 
@@ -62,6 +63,7 @@ class Htcondor(Engine):
 
     name = "htcondor"
     suffix = ".sub"
+    ended = re.compile("Job [0-9.]+ not (found|held)")
 
     def text(self, jobset: Jobset, enabled: bool) -> str:
         root = self.host.root
@@ -117,7 +119,7 @@ class Htcondor(Engine):
     def end(self, tasks: list[Task], kill: bool = False) -> None:
         ids = [task.id for task in tasks if kill or task.state != "REMOVED"]
         if ids:
-            self.said("condor_rm", *(["-forcex"] if kill else []), *ids)
+            self.said("condor_rm", *(["-forcex"] if kill else []), *ids, some_ended=True)
 
     def keep(self, tasks: list[Task], on: bool) -> None:
         for task in tasks:
@@ -126,7 +128,7 @@ class Htcondor(Engine):
     def hurry(self, tasks: list[Task]) -> None:
         held = [task.id for task in tasks if task.state == "HELD"]
         if held:
-            self.said("condor_release", *held)
+            self.said("condor_release", *held, some_ended=True)
 
 
 def _path(path: str) -> str:

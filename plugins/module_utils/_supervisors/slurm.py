@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 
 from ..dirqueue.errors import QueueError
@@ -39,6 +40,8 @@ class Slurm(Engine):
 
     name = "slurm"
     suffix = ".sh"
+    # A quiet scancel says nothing at all, and fails.
+    ended = re.compile("Job has already finished|Invalid job id|Job is no longer pending")
 
     def text(self, jobset: Jobset, enabled: bool) -> str:
         limit = int(jobset.time_limit)
@@ -99,21 +102,21 @@ class Slurm(Engine):
         if not ids:
             return
         if kill:
-            self.said("scancel", *ids)
+            self.said("scancel", "--quiet", *ids, some_ended=True)
             return
-        self.said("scancel", "--quiet", "--state=PENDING", *ids)
+        self.said("scancel", "--quiet", "--state=PENDING", *ids, some_ended=True)
         # The worker alone gets the signal: it passes it on to its job, and puts the job back.
-        self.said("scancel", "--quiet", "--batch", "--signal=TERM", *ids)
+        self.said("scancel", "--quiet", "--batch", "--signal=TERM", *ids, some_ended=True)
 
     def keep(self, tasks: list[Task], on: bool) -> None:
         for task in tasks:
-            self.said("scontrol", "update", f"JobId={task.id}", f"Requeue={int(on)}")
+            self.said("scontrol", "update", f"JobId={task.id}", f"Requeue={int(on)}", some_ended=True)
 
     def hurry(self, tasks: list[Task]) -> None:
         # What was requeued waits two minutes.
         for task in tasks:
             if task.state == "PENDING" and task.why == "(BeginTime)":
-                self.said("scontrol", "update", f"JobId={task.id}", "StartTime=now")
+                self.said("scontrol", "update", f"JobId={task.id}", "StartTime=now", some_ended=True)
 
 
 def _word(value: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
-from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.engine import Engine, ranges
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.engine import Engine, Task, ranges
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import engine
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 
@@ -46,6 +46,35 @@ def test_what_slurm_is_told(host: Any) -> None:
         with pytest.raises(QueueError, match=message):
             made.text(jobset, True)
     assert ranges([7, 1, 2, 3, 9, 10]) == "1-3,7,9-10"
+
+
+@pytest.mark.parametrize(
+    "name, says, fails",
+    [
+        ("slurm", "", False),
+        ("slurm", "12_1: Job has already finished", False),
+        ("slurm", "scancel: error: Unable to contact slurm controller", True),
+        ("htcondor", "Job 12.0 not found\n\nJob 12.1 not found", False),
+        ("htcondor", "Job 12.0 not found\nCan't connect to local queue manager", True),
+    ],
+)
+def test_a_worker_that_has_ended_meanwhile_is_no_failure(
+    host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, says: str, fails: bool
+) -> None:
+    jobset = host.define(supervisor=name)
+    made = make(name, _host.Host(str(host.root), "/home/a", "process", name, "", "", {}, 10), [jobset], False)
+    assert isinstance(made, Engine)
+    for command in ("scancel", "condor_rm"):
+        (tmp_path / command).write_text(f"#!/bin/sh\ncat >&2 <<'E'\n{says}\nE\nexit 1\n")
+        (tmp_path / command).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    task = Task("t", 1, "12_1", "RUNNING", "n1", "", True)
+    if fails:
+        with pytest.raises(QueueError, match=f"failed: .*{says[-20:]}"):
+            made.end([task])
+    else:
+        made.end([task])
+        made.end([task], kill=True)
 
 
 def test_a_worker_leaves_only_when_nothing_waits(host: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:
