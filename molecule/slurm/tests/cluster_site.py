@@ -89,7 +89,7 @@ class Cluster(Site):
     def ledger(self):
         """What the jobs noted: job, pid, host, when it began and when it ended (None: it did not say)."""
         runs = {}
-        for line in self.sh("cat /shared/work/ledger").splitlines():
+        for line in self.sh("cat /shared/work/ledger 2>/dev/null || true").splitlines():
             what, job, pid, host, when = line.split()
             runs.setdefault((job, pid, host), {})[what] = float(when)
         return [(job, host, found["begin"], found.get("end")) for (job, _pid, host), found in runs.items()]
@@ -101,7 +101,7 @@ class Cluster(Site):
             name, when = line.split()
             alive[tuple(name.split(".")[1:])] = float(when)
         runs = {}
-        for line in self.sh("cat /shared/work/ledger").splitlines():
+        for line in self.sh("cat /shared/work/ledger 2>/dev/null || true").splitlines():
             what, job, pid, host, when = line.split()
             if what == "begin":
                 runs.setdefault(job, []).append((float(when), alive.get((job, pid, host), float(when))))
