@@ -39,7 +39,7 @@ class Cluster(Site):
         "environment": {"SAGE_NUM_THREADS": "1"},
     }
 
-    def __init__(self, engine, folder, jobsets, asked):
+    def __init__(self, engine, folder, jobsets, asked=None):
         self.engine = engine
         # What the jobset long has the engine asked for, see ad.
         self.asked = asked
@@ -51,7 +51,7 @@ class Cluster(Site):
         for name in self.sh("ls /shared/sagequeue/var").split():
             # What an earlier run may have left.
             if name in jobsets:
-                self.play("stop", jobset=name)
+                self.play("stop", jobset=name, ok=False)
                 self.sh(f"rm -rf /shared/sagequeue/var/{name}")
         self.play("setup")
         self.sh(f"rm -rf /shared/work; mkdir -p /shared/work && cat >/shared/work/job.sh <<'E'\n{SCRIPT}E")
