@@ -10,8 +10,9 @@ import os
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from .dirqueue import jobset
+from .dirqueue import definitions
 from .dirqueue.errors import QueueError
+from .dirqueue.jobset import Jobset
 from .dirqueue.layout import Layout, probe
 
 
@@ -69,17 +70,17 @@ def of(root: str, given: dict[str, Any] | None = None, program: bool = True) -> 
         raise QueueError(f"{path_of(root)} can't be read ({exc}): run setup, which writes it anew.") from exc
 
 
-def loaded(host: Host, name: str) -> jobset.Jobset:
+def loaded(host: Host, name: str) -> Jobset:
     """Return a jobset of the host; of one whose definition can't be understood, little more than its name."""
     try:
-        return jobset.load(host.root, name)
+        return definitions.load(host.root, name)
     except QueueError:
-        return jobset.Jobset(name, {"script": "unknown"}, host.defaults())
+        return Jobset(name, {"script": "unknown"}, host.defaults())
 
 
-def others(host: Host, names: Collection[str]) -> list[jobset.Jobset]:
+def others(host: Host, names: Collection[str]) -> list[Jobset]:
     """Return the jobsets of the host that have none of these names."""
-    return [loaded(host, name) for name in jobset.defined(host.root) if name not in names]
+    return [loaded(host, name) for name in definitions.defined(host.root) if name not in names]
 
 
 def remember(host: Host, present: bool, check: bool) -> list[dict[str, str]]:
@@ -119,7 +120,7 @@ def without_secrets(text: str) -> str:
 
 def define(
     root: str, name: str, definition: dict[str, Any], secrets: dict[str, Any] | None, defaults: dict[str, Any], check: bool
-) -> tuple[jobset.Jobset, list[dict[str, str]]]:
+) -> tuple[Jobset, list[dict[str, str]]]:
     """Write a definition and make the queue's folders.
 
     Args:
@@ -136,25 +137,25 @@ def define(
     """
     if "secrets" in definition:
         raise QueueError(f"jobset {name}: the definition has secrets, which Ansible could show; give them as the option secrets")
-    wanted = jobset.Jobset(name, {**definition, "secrets": secrets or {}}, defaults)
+    wanted = Jobset(name, {**definition, "secrets": secrets or {}}, defaults)
     layout = Layout(root, wanted.name)
     probe(layout.base)
-    before, after = jobset.current_text(layout.root, wanted.name), jobset.stored_text(wanted)
+    before, after = definitions.current_text(layout.root, wanted.name), definitions.stored_text(wanted)
     if before == after and not layout.missing():
         return wanted, []
     if not check:
         layout.create()
-        jobset.store(layout, wanted)
+        definitions.store(layout, wanted)
     difference = {"before": without_secrets(before), "after": without_secrets(after)}
     if before and difference["before"] == difference["after"]:
         difference["after"] += "(the value of an environment variable or a secret, or a missing folder, has changed)\n"
-    path = jobset.path_of(root, name)
+    path = definitions.path_of(root, name)
     return wanted, [{"before_header": path, "after_header": path, **difference}]
 
 
 def forget(root: str, name: str, check: bool) -> list[dict[str, str]]:
     """Remove a definition; return the difference: one entry, or none where there was no definition."""
-    before = jobset.current_text(root, name)
+    before = definitions.current_text(root, name)
     if before and not check:
-        jobset.forget(root, name)
+        definitions.forget(root, name)
     return [{"before": without_secrets(before), "after": ""}] if before else []

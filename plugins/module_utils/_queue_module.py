@@ -14,8 +14,10 @@ from typing import Any, Callable
 from ansible.module_utils.basic import AnsibleModule
 
 from . import _host, _supervisors
-from .dirqueue import jobset
+from .dirqueue import definitions
 from .dirqueue.errors import QueueError, explain
+from .dirqueue.jobset import Jobset
+from .dirqueue.keys import ENGINES
 from .dirqueue.layout import Layout
 from .dirqueue.queue import Queue
 from .dirqueue.store import Change
@@ -48,7 +50,7 @@ def named(root: str, name: str) -> str:
         QueueError: none is given.
     """
     if not name:
-        raise QueueError(f"Name a jobset: -e jobset=NAME; defined are {', '.join(jobset.defined(root)) or 'none; run setup'}")
+        raise QueueError(f"Name a jobset: -e jobset=NAME; defined are {', '.join(definitions.defined(root)) or 'none; run setup'}")
     return name
 
 
@@ -73,10 +75,10 @@ def run(
     try:
         named(root, module.params["jobset"])
         differences = define(module, root) if define else []
-        definition = jobset.load(root, module.params["jobset"])
+        definition = definitions.load(root, module.params["jobset"])
         with Queue(Layout(root, definition.name), definition) as queue:
             result = call(module, queue)
-            if result["changed"] and not module.check_mode and definition.supervisor in jobset.ENGINES:
+            if result["changed"] and not module.check_mode and definition.supervisor in ENGINES:
                 _wake(module, root, definition)
             if "counts" not in result:
                 result["counts"] = queue.counts()
@@ -97,7 +99,7 @@ def define(module: AnsibleModule, root: str) -> list[dict[str, str]]:
     return _host.define(root, options["jobset"], options["definition"], options["secrets"], host.defaults(), module.check_mode)[1]
 
 
-def _wake(module: AnsibleModule, root: str, definition: jobset.Jobset) -> None:
+def _wake(module: AnsibleModule, root: str, definition: Jobset) -> None:
     """Have workers for jobs that are pending now: an engine's leave when there are none."""
     try:
         _supervisors.wake(_host.of(root), definition)

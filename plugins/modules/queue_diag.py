@@ -81,7 +81,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import root_of
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import diag, jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, diag
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 
 
@@ -93,9 +93,9 @@ def main() -> None:
     module = AnsibleModule(argument_spec={**options, "jobset": text, "to": text, "controller": text}, supports_check_mode=True)
     root, name, to = root_of(module.params["root"]), module.params["jobset"], module.params["to"]
     try:
-        if name and name not in jobset.defined(root):
+        if name and name not in definitions.defined(root):
             # Says which there are.
-            jobset.load(root, name)
+            definitions.load(root, name)
         if module.check_mode:
             folder = to or os.path.join(root, "diag")
             module.exit_json(changed=True, path="", files=[], msg=f"An archive would be written into {folder}.")

@@ -112,7 +112,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 
 
@@ -152,10 +152,10 @@ def main() -> None:
             wanted, diff = _host.define(
                 options["root"], options["name"], options["definition"], options["secrets"], options["defaults"], check
             )
-            result["definition"] = json.loads(_host.without_secrets(jobset.stored_text(wanted)))
+            result["definition"] = json.loads(_host.without_secrets(definitions.stored_text(wanted)))
         else:
             diff = _host.forget(options["root"], options["name"], check)
-        path = jobset.path_of(options["root"], options["name"])
+        path = definitions.path_of(options["root"], options["name"])
     except (QueueError, OSError) as exc:
         module.fail_json(msg=str(exc))
     module.exit_json(changed=bool(diff), path=path, diff=diff[0] if diff else {"before": "", "after": ""}, **result)

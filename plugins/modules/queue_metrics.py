@@ -67,7 +67,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import root_of
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset, metrics
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, metrics
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     root = root_of(module.params["root"])
     path = module.params["path"] or os.path.join(root, "metrics", "sagequeue.prom")
     try:
-        if not jobset.defined(root):
+        if not definitions.defined(root):
             raise QueueError("no jobset is defined on this host; run setup")
         text = metrics.text(root)
         before = metrics.current(path)
@@ -90,7 +90,7 @@ def main() -> None:
             metrics.write(text, path)
     except (QueueError, OSError, MemoryError) as exc:
         module.fail_json(msg=explain(exc, root))
-    count = len(jobset.defined(root))
+    count = len(definitions.defined(root))
     deed = "would be written" if module.check_mode else "are"
     module.exit_json(
         changed=before != text,

@@ -135,7 +135,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import root_of
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.rebuild import Rebuild
@@ -156,7 +156,7 @@ class Procedure:
         self.host = _host.of(root)
         self.options = options
         self.check = check
-        self.all = [jobset.load(root, name) for name in jobset.defined(root)]
+        self.all = [definitions.load(root, name) for name in definitions.defined(root)]
         self.rebuild = Rebuild(root, self.all, options["image"], options["container"])
         self.used = list(self.rebuild.jobsets.values())
         self.containers = any(one.runner == "podman_exec" for one in self.used)

@@ -131,8 +131,8 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import named, root_of
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import jobset
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain, nearest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -156,7 +156,7 @@ ENDING = ("stopped", "absent", "gone")
 
 def choose(host: _host.Host, options: dict[str, Any], check: bool) -> tuple[list[Jobset], list[dict[str, str]]]:
     """Define what the options say; return the jobsets to act on, and the differences."""
-    given, state, there = options["definitions"], options["state"], jobset.defined(host.root)
+    given, state, there = options["definitions"], options["state"], definitions.defined(host.root)
     chosen, diff = [], []
     every = sorted({*(there if given is None or state == "gone" else ()), *(given or ())})
     for name in [options["jobset"]] if options["jobset"] else every:
@@ -165,11 +165,11 @@ def choose(host: _host.Host, options: dict[str, Any], check: bool) -> tuple[list
             chosen.append(found)
             diff += changes
         elif name in there:
-            chosen.append(_host.loaded(host, name) if state in ENDING else jobset.load(host.root, name))
+            chosen.append(_host.loaded(host, name) if state in ENDING else definitions.load(host.root, name))
         elif name not in (given or ()):
             known = sorted({*there, *(given or ())})
             raise QueueError(
-                f"jobset {name} is not defined{jobset.nearest(name, known)} (defined are {', '.join(known) or 'none'}). "
+                f"jobset {name} is not defined{nearest(name, known)} (defined are {', '.join(known) or 'none'}). "
                 "Jobsets are entries of sagequeue_jobsets in the inventory; setup and enqueue bring them to the host."
             )
     return chosen, diff

@@ -377,12 +377,12 @@ def commands(rounds: int) -> Measure:
 # Claims the jobs that are pending, all of them by a worker that is dead then.
 ORPHANS = """
 import sys
-from dirqueue import jobset, owner
+from dirqueue import definitions, owner
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 root, jobs = sys.argv[1], int(sys.argv[2])
-for name in jobset.defined(root):
-    with Queue(Layout(root, name), jobset.load(root, name)) as queue:
+for name in definitions.defined(root):
+    with Queue(Layout(root, name), definitions.load(root, name)) as queue:
         queue.enqueue(queue.jobset.offset_jobs(range(jobs)))
         holder = owner.Holder(queue.layout.workers, f"{name}-dead")
         assert sum(1 for _ in range(jobs) if queue.claim(holder)) == jobs

@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from typing import Any, Callable
 
-from dirqueue import jobset, owner, worker  # type: ignore[import-not-found]
+from dirqueue import definitions, jobset, owner, worker  # type: ignore[import-not-found]
 from dirqueue import queue as queues
 from dirqueue.joblog import JobLog  # type: ignore[import-not-found]
 from dirqueue.layout import Layout  # type: ignore[import-not-found]
@@ -41,11 +41,11 @@ os.umask(0o077)
 def define(keys: dict[str, Any]) -> None:
     layout = Layout(root, "t")
     layout.create()
-    jobset.store(layout, jobset.Jobset("t", keys))
+    definitions.store(layout, jobset.Jobset("t", keys))
 
 
 def opened() -> Queue:
-    return Queue(Layout(root, "t"), jobset.load(root, "t"))
+    return Queue(Layout(root, "t"), definitions.load(root, "t"))
 
 
 def pending(queue: Queue, jobs: int) -> None:

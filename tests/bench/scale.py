@@ -105,8 +105,8 @@ def measure(engine: str) -> list[dict[str, Any]]:
 def fill(site: Cluster) -> None:
     """Give the jobset an empty queue, and all its jobs."""
     code = """import os, sys; sys.path.insert(0, '/shared/sagequeue/bin/sagequeue'); os.umask(0o077)
-from dirqueue import jobset; from dirqueue.layout import Layout; from dirqueue.queue import Queue
-layout = Layout('/shared/sagequeue', 'bench'); layout.create(); queue = Queue(layout, jobset.load(layout.root, 'bench'))
+from dirqueue import definitions; from dirqueue.layout import Layout; from dirqueue.queue import Queue
+layout = Layout('/shared/sagequeue', 'bench'); layout.create(); queue = Queue(layout, definitions.load(layout.root, 'bench'))
 queue.enqueue(queue.jobset.offset_jobs(range(queue.jobset.stride)))
 """
     site.sh("rm -rf /shared/sagequeue/var/bench; python3 - <<'E'\n" + code + "E")

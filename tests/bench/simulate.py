@@ -28,7 +28,7 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
-from dirqueue import jobset, owner  # type: ignore[import-not-found]
+from dirqueue import definitions, jobset, owner  # type: ignore[import-not-found]
 from dirqueue.layout import Layout  # type: ignore[import-not-found]
 from dirqueue.queue import Queue  # type: ignore[import-not-found]
 from dirqueue.recovery import recover  # type: ignore[import-not-found]
@@ -65,8 +65,9 @@ def spent(times: int, before: Counter[str]) -> float:
 os.umask(0o077)
 layout = Layout(root, "t")
 layout.create()
-jobset.store(layout, jobset.Jobset("t", {"script": "true", "command": "/bin/true", "workdir": root, "runner": "process", "stride": jobs}))
-first = Queue(layout, jobset.load(root, "t"))
+keys = {"script": "true", "command": "/bin/true", "workdir": root, "runner": "process", "stride": jobs}
+definitions.store(layout, jobset.Jobset("t", keys))
+first = Queue(layout, definitions.load(root, "t"))
 began = time.perf_counter()
 first.enqueue(first.jobset.offset_jobs(range(jobs)))
 enqueued = time.perf_counter() - began

@@ -23,7 +23,7 @@ with contextlib.ExitStack() as _instrumented:
         import atheris
 
         _instrumented.enter_context(atheris.instrument_imports(include=["ansible_collections.sagequeue"]))
-    from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, jobset, owner, progress
+    from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, definitions, job, jobset, owner, progress
     from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
     from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
     from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -87,13 +87,13 @@ def owner_record(data: bytes) -> None:
 
 def definition(data: bytes) -> None:
     """A definition that is accepted is kept and read again as it is; its gate lies in its workdir."""
-    path = jobset.path_of(_ROOT.name, "d")
+    path = definitions.path_of(_ROOT.name, "d")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     _write(path, data)
     with _refusing():
-        found = jobset.load(_ROOT.name, "d")
-        _write(path, jobset.stored_text(found).encode("utf-8"))
-        assert jobset.load(_ROOT.name, "d").to_dict() == found.to_dict()
+        found = definitions.load(_ROOT.name, "d")
+        _write(path, definitions.stored_text(found).encode("utf-8"))
+        assert definitions.load(_ROOT.name, "d").to_dict() == found.to_dict()
         assert os.path.dirname(found.gate) == found.workdir.rstrip("/") or os.path.dirname(found.gate) == found.workdir
         values = {"OFFSET": "0", "TEXT": "$(id)"}
         found.names_job("off=0 stride=1", "a", values)
@@ -105,7 +105,7 @@ def name(data: bytes) -> None:
     text = data.decode("utf-8", "surrogateescape")
     with _refusing():
         _harmless(job.check_name(text))
-        assert os.path.dirname(jobset.path_of(_ROOT.name, text)) == os.path.join(_ROOT.name, "etc", "jobsets")
+        assert os.path.dirname(definitions.path_of(_ROOT.name, text)) == os.path.join(_ROOT.name, "etc", "jobsets")
         assert os.path.dirname(Layout(_ROOT.name, text).base) == os.path.join(_ROOT.name, "var")
 
 
@@ -160,7 +160,7 @@ SEEDS: dict[str, list[bytes]] = {
         b"OWNER_PID=1\nOWNER_LOCK=../../x.lock\nOWNER_CLAIM=c\n",
     ],
     "definition": [
-        jobset.stored_text(_DEFINITION).encode(),
+        definitions.stored_text(_DEFINITION).encode(),
         b'{"script": "a", "args": "--x {offset}", "log_size": "64M", "secrets": {"A": "b"}}',
     ],
     "name": [b"rook_r3", b"../x", b"a\n"],

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, batch, job, jobset, owner, restore
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, batch, definitions, job, jobset, owner, restore
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
@@ -268,7 +268,7 @@ def _emptied(world: World) -> None:
 
 
 def _restore(world_root: str) -> dict[str, Any]:
-    with Queue(Layout(world_root, "u"), jobset.load(world_root, "u")) as queue:
+    with Queue(Layout(world_root, "u"), definitions.load(world_root, "u")) as queue:
         return restore.restore(queue, os.path.join(world_root, "u.tar.gz"))
 
 

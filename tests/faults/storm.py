@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 # The zipped program is on PYTHONPATH.
-from dirqueue import jobset, owner
+from dirqueue import definitions, owner
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 
@@ -45,7 +45,7 @@ def enqueue(config: dict[str, Any], which: int) -> None:
     mine = mine[: (2 * len(mine) + 2) // 3]
     dice = random.Random(config["seed"] + 1 + which)
     with (
-        Queue(Layout(config["root"], "t"), jobset.load(config["root"], "t")) as queue,
+        Queue(Layout(config["root"], "t"), definitions.load(config["root"], "t")) as queue,
         open(f"{config['base']}/acknowledged.{which}", "ab", buffering=0) as acknowledged,
     ):
         while mine:
@@ -63,7 +63,7 @@ class Storm:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.layout = Layout(config["root"], "t")
-        self.queue = Queue(self.layout, jobset.load(config["root"], "t"))
+        self.queue = Queue(self.layout, definitions.load(config["root"], "t"))
         self.dice = random.Random(config["seed"] + 100 * config["boot"])
         self.alive: dict[int, list[str]] = {}
         self.again: list[tuple[float, list[str]]] = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, runners
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, job, jobset, keys, runners
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.tests.faults import fuzz, ledger
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY, Host
@@ -49,7 +49,7 @@ LIKELY = {
     "secrets": st.dictionaries(KEYS, TEXTS, max_size=3),
     "words": st.one_of(st.lists(TEXTS, max_size=4), TEXTS),
     "runner": st.sampled_from(runners.NAMES),
-    "supervisor": st.sampled_from(jobset.SUPERVISORS),
+    "supervisor": st.sampled_from(keys.SUPERVISORS),
 }
 COUNTED: dict[str, int] = {}
 
@@ -139,7 +139,7 @@ def test_values_reach_a_real_job_as_they_are(host: Host, long: bool) -> None:
     counted("property-based: a value reaches a real job exactly", len(expected))
 
 
-OPTIONAL = {key: st.one_of(LIKELY.get(rule.check, st.one_of(st.integers(-1, 100), TEXTS)), ANYTHING) for key, rule in jobset.KEYS.items()}
+OPTIONAL = {key: st.one_of(LIKELY.get(rule.check, st.one_of(st.integers(-1, 100), TEXTS)), ANYTHING) for key, rule in keys.KEYS.items()}
 
 
 @given(st.one_of(ANYTHING, st.fixed_dictionaries({"script": TEXTS}, optional={k: v for k, v in OPTIONAL.items() if k != "script"})))
@@ -149,7 +149,7 @@ def test_a_definition_is_refused_or_kept(definition: Any) -> None:
         found = jobset.Jobset("t", definition)
     except QueueError:
         return
-    assert jobset.Jobset("t", json.loads(jobset.stored_text(found))).to_dict() == found.to_dict()
+    assert jobset.Jobset("t", json.loads(definitions.stored_text(found))).to_dict() == found.to_dict()
     assert os.path.normpath(os.path.dirname(found.gate)) == os.path.normpath(found.workdir)
     fuzz.definition(json.dumps(definition, default=str).encode("utf-8", "replace"))
 
@@ -166,7 +166,7 @@ def test_a_name_is_refused_or_harmless(host: Host, name: str) -> None:
         lambda: queue.enqueue([(name, {})]),
         lambda: queue.retry([name]),
         lambda: queue.remove([name], logs=True),
-        lambda: jobset.load(str(host.root), name),
+        lambda: definitions.load(str(host.root), name),
         lambda: jobset.Jobset(name, {"script": "s"}),
     ]
     for call in calls:

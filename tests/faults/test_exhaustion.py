@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, job, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
@@ -253,7 +253,7 @@ def _short(kind: str, base: Path, program: Path) -> Iterator[Short]:
 
 
 def _queue(host: Host) -> Queue:
-    return Queue(Layout(str(host.root), "t"), jobset.load(str(host.root), "t"))
+    return Queue(Layout(str(host.root), "t"), definitions.load(str(host.root), "t"))
 
 
 def _clear(error: BaseException, host: Host, reasons: tuple[int, ...]) -> str:
@@ -754,12 +754,12 @@ def test_the_program_with_little(what: str, host: Host, long: bool) -> None:
 
 _ENQUEUE_WITH_LITTLE = """
 import json, os, resource, sys
-from dirqueue import jobset
+from dirqueue import definitions
 from dirqueue.errors import explain
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 root, levels, step, many = sys.argv[1], *map(int, sys.argv[2:])
-queue = Queue(Layout(root, "t"), jobset.load(root, "t"))
+queue = Queue(Layout(root, "t"), definitions.load(root, "t"))
 for level in range(levels):
     if os.fork():
         os.wait()

@@ -147,14 +147,14 @@ def identity(path: Path) -> tuple[int, ...]:
 # All that an operator can ask for, done as the user: each call's answer, or what it raised.
 OPERATE = """
 import json, sys
-from dirqueue import batch, jobset, owner, progress
+from dirqueue import batch, definitions, owner, progress
 from dirqueue.errors import QueueError
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 from dirqueue.recovery import recover
 from dirqueue.runners import make
 root = sys.argv[1]
-layout, definition = Layout(root, "t"), jobset.load(root, "t")
+layout, definition = Layout(root, "t"), definitions.load(root, "t")
 said = {}
 with Queue(layout, definition) as queue:
     names = ["bad-" + state for state in ("pending", "running", "done", "failed")]

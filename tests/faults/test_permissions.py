@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, definitions, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, Refused
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -133,8 +133,8 @@ def attempts(host: Host, private: list[Path], theirs: Path, pids: list[int], que
         yield f"read the memory of {pid}", lambda pid=pid: os.open(f"/proc/{pid}/mem", os.O_RDONLY)
         yield f"list the open files of {pid}", lambda pid=pid: os.listdir(f"/proc/{pid}/fd")
         yield f"signal {pid}", lambda pid=pid: os.kill(pid, signal.SIGTERM)
-    yield "read the definition", lambda: jobset.load(root, "t")
-    yield "replace the definition", lambda: jobset.store(queue.layout, queue.jobset)
+    yield "read the definition", lambda: definitions.load(root, "t")
+    yield "replace the definition", lambda: definitions.store(queue.layout, queue.jobset)
     yield "open the queue and enqueue", lambda: Queue(Layout(root, "t"), queue.jobset).enqueue([("x", {})])
     yield "enqueue through folders that are open", lambda: queue.enqueue([("x", {})])
     yield "claim", lambda: queue.claim(owner.Holder(queue.layout.workers, "t-2"))

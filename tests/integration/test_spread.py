@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset, store
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.definitions import store
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,7 +10,8 @@ import os
 import subprocess
 from typing import Any
 
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset, store
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.definitions import store
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 

@@ -19,8 +19,9 @@ date +%s.%N >$ledger
 end=$(($(date +%s) + ${JOB_SECONDS:-0}))
 while [ "$(date +%s)" -lt "$end" ]; do sleep 0.2; date +%s.%N >>$ledger; done
 """
-PYTHON = "import sys; sys.path.insert(0, '/shared/sagequeue/bin/sagequeue')\nfrom dirqueue import engine, jobset, owner, shared\n" \
-    "from dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\nL = Layout('/shared/sagequeue', 't')\n"
+PYTHON = "import sys; sys.path.insert(0, '/shared/sagequeue/bin/sagequeue')\n" \
+    "from dirqueue import definitions, engine, jobset, owner, shared\nfrom dirqueue.layout import Layout\n" \
+    "from dirqueue.queue import Queue\nL = Layout('/shared/sagequeue', 't')\n"
 LEASE = 10
 KEYS = {"script": "job.sh", "command": "/bin/sh", "workdir": "/shared/work", "runner": "process", "grace": 2, "idle": 10000,
         "recover_every": 2, "lease": LEASE}
@@ -36,13 +37,13 @@ class Pool:
         subprocess.run([HOST, "exec", self.host.name, "sh", "-c", "cat >/program"], input=program, check=True)
         self.nodes[0].sh(f"mkdir -p /shared/sagequeue/bin /shared/work; cp /program /shared/sagequeue/bin/sagequeue; "
                          f"chmod 755 /shared/sagequeue/bin/sagequeue; cat >/shared/work/job.sh <<'E'\n{SCRIPT}E")
-        self.python(0, f"j = jobset.Jobset('t', {KEYS!r}); L.create(); jobset.store(L, j)")
+        self.python(0, f"j = jobset.Jobset('t', {KEYS!r}); L.create(); definitions.store(L, j)")
 
     def python(self, node: int, code: str, seconds: float = 60) -> str:
         return self.nodes[node].sh(f"python3 - <<'E'\n{PYTHON}{code}\nE", seconds).strip()
 
     def enqueue(self, *seconds: float) -> None:
-        self.python(1, "q = Queue(L, jobset.load(L.root, 't'))\n"
+        self.python(1, "q = Queue(L, definitions.load(L.root, 't'))\n"
                        f"q.enqueue([(f'j{{n}}', {{'SECONDS': str(s)}}) for n, s in enumerate({list(seconds)})])")
 
     def worker(self, node: int, number: int) -> None:

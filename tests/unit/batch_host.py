@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, job, jobset, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers, end_carriers
@@ -80,11 +80,11 @@ class Host:
         definition = jobset.Jobset(name, {**standard, **keys})
         layout = Layout(str(self.root), name)
         layout.create()
-        jobset.store(layout, definition)
+        definitions.store(layout, definition)
         return definition
 
     def queue(self, name: str = "t") -> Queue:
-        queue = Queue(Layout(str(self.root), name), jobset.load(str(self.root), name))
+        queue = Queue(Layout(str(self.root), name), definitions.load(str(self.root), name))
         self._queues.append(queue)
         return queue
 
@@ -178,9 +178,9 @@ class Host:
         """Claim a job in a process that is killed then; return the job's name."""
         process = self.python(
             "import sys, time\n"
-            "from dirqueue import jobset, owner\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
+            "from dirqueue import definitions, owner\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
             "root, name = sys.argv[1:]\n"
-            "queue = Queue(Layout(root, name), jobset.load(root, name))\n"
+            "queue = Queue(Layout(root, name), definitions.load(root, name))\n"
             "holder = owner.Holder(queue.layout.workers, name + '-dead')\n"
             "print(queue.claim(holder).name, flush=True)\n"
             "time.sleep(600)\n",

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Optional
 
-from . import __version__, engine, hooks, jobset, listing, progress
+from . import __version__, definitions, engine, hooks, listing, progress
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
@@ -53,7 +53,7 @@ def _worker(options: argparse.Namespace) -> int:
     if not dash or not number.isdecimal():
         raise QueueError(f"{options.instance!r} is not JOBSET-NUMBER")
     kind: type[Worker] = Worker
-    if jobset.load(options.root, name).runner == "condor_job":
+    if definitions.load(options.root, name).runner == "condor_job":
         # What other workers have no use for is not loaded by them.
         from .keeper import Keeper
 
@@ -65,7 +65,7 @@ def _worker(options: argparse.Namespace) -> int:
         os.execv(options.program, [options.program, "worker", options.instance])
     if worker.engine and end == "signal":
         # As it is now: fewer workers may be wanted, and that be why.
-        wanted = jobset.load(options.root, name).workers
+        wanted = definitions.load(options.root, name).workers
         _say(engine.come_again(worker.layout, worker.engine, int(number), wanted) or "stopped by the operator")
     return 0
 
@@ -74,7 +74,7 @@ def _recover(options: argparse.Namespace) -> int:
     while True:
         layout = Layout(options.root, options.jobset)
         try:
-            definition = jobset.load(options.root, options.jobset)
+            definition = definitions.load(options.root, options.jobset)
             with Queue(layout, definition) as queue:
                 recover(queue, make(layout, definition), log=_say)
                 hooks.run(queue, _say, _HOOKS)
@@ -88,7 +88,7 @@ def _recover(options: argparse.Namespace) -> int:
 
 
 def _progress(options: argparse.Namespace) -> int:
-    names = options.jobset or jobset.defined(options.root)
+    names = options.jobset or definitions.defined(options.root)
     if not names:
         raise QueueError("no jobset is defined on this host; run setup")
     status = 0
@@ -96,7 +96,7 @@ def _progress(options: argparse.Namespace) -> int:
         found = []
         for name in list(names):
             try:
-                with Queue(Layout(options.root, name), jobset.load(options.root, name)) as queue:
+                with Queue(Layout(options.root, name), definitions.load(options.root, name)) as queue:
                     found.append(progress.look(queue, options.depth, options.rows))
             except (QueueError, OSError) as exc:
                 if options.jobset:
@@ -121,7 +121,7 @@ def _progress(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+    with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
         found = listing.listing(queue, options.jobs or None, options.state, options.limit)
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")
@@ -144,7 +144,7 @@ _DEEDS: dict[str, tuple[str, Callable[[Queue, list[str], argparse.Namespace], li
 
 
 def _deed(options: argparse.Namespace) -> int:
-    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+    with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
         changes = _DEEDS[options.command][1](queue, select(queue, options.jobs) or [], options)
     for change in changes:
         _say(f"{change.name}: {change.new_state or 'absent'} ({change.reason})")
@@ -182,7 +182,7 @@ def _metrics(options: argparse.Namespace) -> int:
 
 
 def _hooks(options: argparse.Namespace) -> int:
-    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+    with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
         hooks.run(queue, _say)
     return 0
 
@@ -191,7 +191,7 @@ def _report(options: argparse.Namespace) -> int:
     # What a worker has no use for is not loaded by it.
     from . import report
 
-    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+    with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
         path = report.write(queue, options.to)
     _say(report.said(path))
     return 0
@@ -200,7 +200,7 @@ def _report(options: argparse.Namespace) -> int:
 def _backup(options: argparse.Namespace) -> int:
     from . import backup
 
-    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+    with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
         made = backup.backup(queue, options.file, options.state_files)
     _say(f"{made['path']}: {backup.described(made)}")
     return 0
@@ -209,7 +209,7 @@ def _backup(options: argparse.Namespace) -> int:
 def _restore(options: argparse.Namespace) -> int:
     from . import restore
 
-    with Queue(Layout(options.root, options.jobset), jobset.load(options.root, options.jobset)) as queue:
+    with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
         done = restore.restore(queue, options.file, options.keep_state_files)
         if done["changed"]:
             recover(queue, make(queue.layout, queue.jobset), log=_say)

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Callable, cast
 
-from . import __version__, jobset, owner, progress, wsl
+from . import __version__, definitions, owner, progress, wsl
 from .errors import QueueError, explain
 from .layout import Layout, open_own
 from .queue import Queue
@@ -90,7 +90,7 @@ class Diag:
     def __init__(self, root: str, names: list[str] | None = None, container: str = "sagemath", more: dict[str, str] | None = None) -> None:
         self.root = os.path.abspath(os.path.expanduser(root))
         self.container = container
-        self.names = names or jobset.defined(self.root)
+        self.names = names or definitions.defined(self.root)
         self.parts: dict[str, str] = dict(more or {})
         self.notes: list[str] = []
         # Every value that must not be in the archive, of all jobsets and of the container; and the names of those that Podman keeps.
@@ -99,14 +99,14 @@ class Diag:
         self._find_secrets()
 
     def _find_secrets(self) -> None:
-        for name in jobset.defined(self.root):
+        for name in definitions.defined(self.root):
             try:
-                one = jobset.load(self.root, name)
+                one = definitions.load(self.root, name)
             except (QueueError, OSError) as exc:
                 self.notes.append(f"jobset {name}: {explain(exc, name)}")
                 # What can't be understood may hold secrets all the same: none of it is taken, but what looks like one is looked for.
                 with contextlib.suppress(QueueError):
-                    self.secrets.update(re.findall(r'"((?:[^"\\]|\\.){4,})"', jobset.current_text(self.root, name)))
+                    self.secrets.update(re.findall(r'"((?:[^"\\]|\\.){4,})"', definitions.current_text(self.root, name)))
                 continue
             self.secrets.update(one.secrets.values())
             self.secrets.update(value for key, value in one.environment.items() if _SECRET_NAME.search(key))
@@ -239,7 +239,7 @@ class Diag:
         return (f"({size - _SIZE} bytes before this are left out)\n" if size > _SIZE else "") + text
 
     def _definition(self, name: str) -> str:
-        shown = jobset.load(self.root, name).to_dict()
+        shown = definitions.load(self.root, name).to_dict()
         for key in ("secrets", "environment"):
             shown[key] = dict.fromkeys(shown[key], GONE)
         return json.dumps(shown, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
@@ -249,7 +249,7 @@ class Diag:
         layout = Layout(self.root, name)
         lines = []
         try:
-            with Queue(layout, jobset.load(self.root, name)) as queue:
+            with Queue(layout, definitions.load(self.root, name)) as queue:
                 found: dict[str, Any] = progress.summary(queue)
             found["running"] = found["running"][:_ENTRIES]
             lines += [progress.line(found), json.dumps(found, indent=1)]

@@ -42,6 +42,14 @@ def explain(error: BaseException, thing: str) -> str:
     return f"{thing}: {reason}" + (f"; {_STEPS[number]}" if number in _STEPS else "")
 
 
+def nearest(word: str, words: list[str]) -> str:
+    """Return a hint that names the nearest of some words, or nothing."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, words, 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 class QueueError(Exception):
     """The one exception of the library: names the thing, the reason and the next step."""
 

@@ -30,9 +30,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Callable, Optional
 
-from . import owner
+from . import definitions, owner
 from .errors import QueueError, explain
-from .jobset import Jobset, path_of
+from .jobset import Jobset
 from .layout import Layout, Refused, open_own
 from .queue import Queue
 from .runners.base import end_carriers
@@ -138,7 +138,7 @@ class _Teller:
         """Begin with what has happened since the hooks were defined, not with all that ever failed."""
         told: dict[str, Any] = {"offset": 0, "failed": "", "done": "", "undelivered": 0, "why": ""}
         # The clock of a file's time lags behind by a tick.
-        defined = os.stat(path_of(self.queue.layout.root, self.jobset.name)).st_mtime - 0.1
+        defined = os.stat(definitions.path_of(self.queue.layout.root, self.jobset.name)).st_mtime - 0.1
         with contextlib.suppress(FileNotFoundError):
             told["offset"] = max(0, os.stat(self.queue.layout.history).st_size - _TAIL)
             for offset, attempt in self._attempts(told["offset"]):

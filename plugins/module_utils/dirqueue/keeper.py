@@ -16,8 +16,7 @@ import tarfile
 import time
 from typing import Callable
 
-from . import job, owner
-from . import jobset as definitions
+from . import definitions, job, owner
 from .errors import NotReady, QueueError, explain
 from .joblog import JobLog
 from .jobset import check_sent, fill

@@ -16,7 +16,7 @@ import stat
 import time
 from typing import Any
 
-from . import __version__, jobset, owner, progress
+from . import __version__, definitions, owner, progress
 from .errors import QueueError, explain
 from .layout import Layout, Refused, open_own
 from .queue import Queue
@@ -58,9 +58,9 @@ def text(root: str) -> str:
         shown = ",".join(f'{label}="{_escaped(text)}"' for label, text in labels.items())
         samples[metric].append(f"sagequeue_{metric}{{{shown}}} {value:.15g}\n")
 
-    for name in jobset.defined(root):
+    for name in definitions.defined(root):
         try:
-            with Queue(Layout(root, name), jobset.load(root, name)) as queue:
+            with Queue(Layout(root, name), definitions.load(root, name)) as queue:
                 found = _of(queue)
             add("up", 1, jobset=name)
         except (QueueError, OSError):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import batch, jobset
+from . import batch, definitions
 from .batch import Batch
 from .errors import MalformedJob, QueueError, explain
 from .job import SUFFIX
@@ -48,13 +48,13 @@ def verify(root: str, names: list[str]) -> dict[str, Any]:
     Raises:
         QueueError: none is defined, or one that is named is not.
     """
-    if not names and not jobset.defined(root):
+    if not names and not definitions.defined(root):
         raise QueueError("no jobset is defined on this host; run setup")
     problems: list[Problem] = []
     queues = []
-    for name in names or jobset.defined(root):
+    for name in names or definitions.defined(root):
         try:
-            with Queue(Layout(root, name), jobset.load(root, name)) as queue:
+            with Queue(Layout(root, name), definitions.load(root, name)) as queue:
                 found = list(_problems(queue))
                 gate = queue.gate()
                 queues.append({"jobset": name, **queue.counts(), "gate": "closed" if gate.closed else "open", "problems": len(found)})

@@ -13,8 +13,7 @@ import time
 from types import FrameType
 from typing import Callable, Optional, TypeVar
 
-from . import cases, engine, hooks, job, owner
-from . import jobset as definitions
+from . import cases, definitions, engine, hooks, job, owner
 from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
 from .fence import Fence
 from .joblog import JobLog

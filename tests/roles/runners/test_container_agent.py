@@ -94,7 +94,8 @@ cd; rm -rf sagequeue/var sagequeue/etc
 python3 - <<EOF
 import os, sys
 sys.path.insert(0, "sagequeue/bin/sagequeue")
-from dirqueue.jobset import Jobset, store
+from dirqueue.definitions import store
+from dirqueue.jobset import Jobset
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 layout = Layout("sagequeue", "t")

@@ -312,10 +312,10 @@ def test_a_frozen_agent_never_starts_what_its_dead_worker_had_told_it(
     container.jobs("echo $SAGEQUEUE_JOB >>started", 0)
     worker = host.python(
         "import os, signal, sys, time\n"
-        "from dirqueue import jobset\n"
+        "from dirqueue import definitions\n"
         "from dirqueue.layout import Layout\n"
         "from dirqueue.runners import Command, make\n"
-        "runner = make(Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+        "runner = make(Layout(sys.argv[1], 't'), definitions.load(sys.argv[1], 't'))\n"
         "token = runner.ready()\n"
         "runner._agent_in(token)\n"
         "print('agent', flush=True)\n"

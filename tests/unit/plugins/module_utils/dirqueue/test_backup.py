@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, job, jobset, owner, restore
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import backup, definitions, job, owner, restore
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -309,12 +309,12 @@ def test_a_restore_that_is_killed_ends_right_when_it_is_run_again(host: Any, que
         elsewhere.define()
 
         def once() -> None:
-            with Queue(Layout(str(elsewhere.root), "t"), jobset.load(str(elsewhere.root), "t")) as there:
+            with Queue(Layout(str(elsewhere.root), "t"), definitions.load(str(elsewhere.root), "t")) as there:
                 restore.restore(there, path)
 
         killed = killed_at(once, number)
         amid += 0 < len(elsewhere.states()) < len(states)
-        with Queue(Layout(str(elsewhere.root), "t"), jobset.load(str(elsewhere.root), "t")) as there:
+        with Queue(Layout(str(elsewhere.root), "t"), definitions.load(str(elsewhere.root), "t")) as there:
             # Workers may be at it already: nothing is pending before all else is there, and no job before what it finds when it starts.
             placed = elsewhere.states()
             if placed:
@@ -443,7 +443,7 @@ def test_a_hostile_archive_changes_nothing(host: Any, queue: Queue, elsewhere: A
     path = host.base / "t.tar.gz"
     backup.backup(queue, str(path), ["state_*"])
     change, reason = HOSTILE[what]
-    with Queue(Layout(str(elsewhere.root), "t"), jobset.load(str(elsewhere.root), "t")) as there:
+    with Queue(Layout(str(elsewhere.root), "t"), definitions.load(str(elsewhere.root), "t")) as there:
         with pytest.raises(QueueError, match=reason) as error:
             restore.restore(there, str(forged(path, change)))
         assert "nothing was changed" in str(error.value)

@@ -131,8 +131,8 @@ def test_a_full_disk_and_nothing_is_enqueued_by_force_either(small_disk: Any) ->
 
 def test_a_limit_on_file_sizes_and_nothing_is_enqueued(host: Any, queue: Queue) -> None:
     limited = host.python(
-        "import resource, sys\nfrom dirqueue import jobset\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
-        "queue = Queue(Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+        "import resource, sys\nfrom dirqueue import definitions\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
+        "queue = Queue(Layout(sys.argv[1], 't'), definitions.load(sys.argv[1], 't'))\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try:\n    queue.enqueue([('small', {}), ('large', {'A': 'x' * 9000})])\n"
         "except Exception as exc:\n    print(type(exc).__name__, exc)\n",
@@ -238,8 +238,8 @@ def test_a_gate_that_is_no_file_is_closed(queue: Queue, holder: owner.Holder) ->
 
 
 RACER = (
-    "import sys\nfrom dirqueue import jobset, owner\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
-    "queue = Queue(Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+    "import sys\nfrom dirqueue import definitions, owner\nfrom dirqueue.layout import Layout\nfrom dirqueue.queue import Queue\n"
+    "queue = Queue(Layout(sys.argv[1], 't'), definitions.load(sys.argv[1], 't'))\n"
     "holder = owner.Holder(queue.layout.workers, 't-' + sys.argv[2])\n"
     "print('up', flush=True)\nsys.stdin.readline()\n"
     "while True:\n"
@@ -685,8 +685,8 @@ def test_an_owner_record_is_used_again(host: Any, queue: Queue, holder: owner.Ho
 
 def test_lines_written_at_once_stay_lines(host: Any, queue: Queue) -> None:
     # Seen between two pages of somebody else's line, the file ends in half a line.
-    write = "import sys; from dirqueue import jobset, layout, queue\n"
-    write += "q = queue.Queue(layout.Layout(sys.argv[1], 't'), jobset.load(sys.argv[1], 't'))\n"
+    write = "import sys; from dirqueue import definitions, layout, queue\n"
+    write += "q = queue.Queue(layout.Layout(sys.argv[1], 't'), definitions.load(sys.argv[1], 't'))\n"
     write += "[q._append(q.layout.history, {'claim': str(k), 'detail': 'x' * 3000}) for k in range(1500)]"
     writers = [host.python(write, str(host.root)) for _writer in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
@@ -823,7 +823,7 @@ def test_many_that_all_exist_are_redone_or_left_alone(host: Any, queue: Queue, h
 
 SHORT = """
 import os, resource, sys
-from dirqueue import cases, jobset, owner, progress
+from dirqueue import cases, definitions, owner, progress
 from dirqueue.errors import NotReady, QueueError, is_shortage
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
@@ -833,7 +833,7 @@ root = sys.argv[1]
 
 def session():
     layout = Layout(root, "t")
-    with Queue(layout, jobset.load(root, "t")) as queue:
+    with Queue(layout, definitions.load(root, "t")) as queue:
         progress.look(queue, "jobs")
         recover(queue, make(layout, queue.jobset))
         queue.gate()

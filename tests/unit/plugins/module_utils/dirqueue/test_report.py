@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import charts, job, jobset, report
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import charts, definitions, job, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
@@ -89,7 +89,7 @@ class Run(NamedTuple):
 
 
 def written(host: Host, name: str = "t", to: str = "") -> Run:
-    with Queue(Layout(str(host.root), name), jobset.load(str(host.root), name)) as queue:
+    with Queue(Layout(str(host.root), name), definitions.load(str(host.root), name)) as queue:
         path = Path(report.write(queue, to))
     return Run(host, path, path.read_text(encoding="utf-8"))
 
