@@ -11,8 +11,8 @@
 A large enqueue is one file, a batch, whose jobs are pending and become files a few at a time: see batch.py. A held job is
 pending, too, but lies in a folder where no claimer looks.
 
-Below this file are those that it rests on: control.py (what an operator decides), intake.py (how jobs come in), records.py
-(owner records) and store.py (how the folders are read and written).
+Below this file are those that it rests on: order.py (which pending job is next), control.py (what an operator decides), intake.py
+(how jobs come in), records.py (owner records) and store.py (how the folders are read and written).
 
 The rules that make it safe:
 
@@ -33,28 +33,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import time
-from collections import deque
 from typing import Callable, NamedTuple
 
-from . import batch, job, owner
-from .batch import Batch
-from .control import Control
+from . import job, owner
 from .errors import LostClaim, MalformedJob
 from .job import SUFFIX
 from .jobset import Jobset
 from .layout import PLACES, STATES, Layout, Refused, open_own, sync_file_system, sync_folder
-from .store import CLAIM, Change, ahead
+from .order import Order
+from .store import CLAIM, Change
 
 VANISHED = "job {} has vanished from running; its result is not recorded"
 # What the note of a job's end is called in staging, before its claim.
 _NOTE = "result."
 # So many files are synced one by one, more by one call.
 _FEW = 4
-# Seconds after which a folder that looks unchanged is listed again.
-_LOOK_AGAIN = 2.0
 
 
 class Claim(NamedTuple):
@@ -82,15 +76,11 @@ class _Ended:
         return {"job": self.name, **{key.lower(): self.values[key] for key in keys}}
 
 
-class Queue(Control):
+class Queue(Order):
     """The queue of one jobset. Close it, or use it in a with statement; what it needs and raises: see Store."""
 
     def __init__(self, layout: Layout, jobset: Jobset) -> None:
         super().__init__(layout, jobset)
-        self._names: deque[str] = deque()
-        self._bad_batches: set[str] = set()
-        self._seen = (-1, 0.0)
-        self._order = -1
         # By claim.
         self._ended: dict[str, _Ended] = {}
         self._stuck: Claim | None = None
@@ -98,74 +88,8 @@ class Queue(Control):
     # ---- claim --------------------------------------------------------------------------------------------------
 
     def look(self) -> bool:
-        """Tell whether there may be something to claim: a job was listed as pending, or is found so now, with an open gate."""
-        if not self._names and not self._stuck and not self._is_shut():
-            self._next_names()
-        return bool(self._names or self._stuck)
-
-    def arm(self) -> bool:
-        """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""
-        folder, events = os.path.join(self.layout.queue, "pending"), fcntl.DN_CREATE | fcntl.DN_RENAME | fcntl.DN_ATTRIB
-        if self._is_shut():
-            folder, events = os.path.dirname(self.jobset.gate), fcntl.DN_DELETE | fcntl.DN_RENAME
-        try:
-            # A descriptor of its own: to close any duplicate of it, as listing a folder does, would end the watch.
-            if folder not in self._fds:
-                self._fds[folder] = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.fcntl(self._fds[folder], fcntl.F_NOTIFY, events)
-        except OSError:
-            return False
-        return True
-
-    def _next_names(self) -> None:
-        while True:
-            mtime, order = os.fstat(self._fds["pending"]).st_mtime_ns, os.fstat(self._fds["held"]).st_mtime_ns
-            # Unchanged, it is still read now and then: the claimer of a job that was passed over may have died since.
-            if mtime == self._seen[0] and time.monotonic() < self._seen[1]:
-                return
-            places = []
-            for name in self.entries("pending"):
-                with contextlib.suppress(FileNotFoundError):
-                    found = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False)
-                    if not self._why_odd("pending", name, found):
-                        places.append((found.st_mtime_ns, name))
-            # Names matter only where places are equal, and take long to compare.
-            equal = len({place for place, _name in places}) < len(places)
-            places.sort(key=(lambda entry: (entry[0], job.natural(entry[1]))) if equal else None)
-            first = self._first_batch()
-            self._names.extend(name for place, name in places if not first or place < first[0])
-            if self._names or not first:
-                break
-            with self.lock():
-                # Somebody else may have been faster.
-                if os.fstat(self._fds["pending"]).st_mtime_ns == mtime:
-                    try:
-                        one = Batch(self._fds["batches"], first[1])
-                    except FileNotFoundError:
-                        continue
-                    with one:
-                        try:
-                            self._issue(one)
-                        except MalformedJob as exc:
-                            self.refused[f"batches/{one.name}{batch.SUFFIX}"] = str(exc)
-                            self._bad_batches.add(one.id)
-        # A folder changed twice within one tick of its clock looks unchanged: trust only a time that has passed.
-        self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
-        self._order = order if abs(time.time_ns() - order) > 50_000_000 else -1
-
-    def _first_batch(self) -> tuple[int, str] | None:
-        """Return the place in the queue of the first job that waits in a batch, and that batch's name."""
-        places = []
-        for one in self._batches():
-            with one:
-                try:
-                    jobs, _cursor = one.next(1)
-                except MalformedJob as exc:
-                    self.refused[f"batches/{one.name}{batch.SUFFIX}"] = str(exc)
-                    continue
-                if one.id not in self._bad_batches:
-                    places.append((one.place + one.issued * 1000 - (ahead(jobs[0][1]) if jobs else 0), one.name))
-        return min(places, default=None)
+        """See Order.look."""
+        return bool(self._stuck) or super().look()
 
     def claim(self, holder: owner.Holder) -> Claim | None:
         """Take the next job, pending -> running; None if the gate is closed or nothing is pending.
@@ -175,10 +99,7 @@ class Queue(Control):
         """
         if self._stuck:
             self._let_go(self._stuck)
-        if self._names and os.fstat(self._fds["held"]).st_mtime_ns != self._order:
-            # Jobs were released, or have got another priority: what was listed is in the wrong order.
-            self._names.clear()
-            self._seen = (-1, 0.0)
+        self._check_order()
         lost = not self._names
         while not self._is_shut():
             if not self._names and lost:
@@ -217,8 +138,7 @@ class Queue(Control):
             if claimed:
                 return claimed
         # What is listed is old when the gate opens.
-        self._names.clear()
-        self._seen = (-1, 0.0)
+        self._forget_names()
         return None
 
     def _is_twice(self, name: str) -> bool:

@@ -152,30 +152,6 @@ def claimed(queue: Queue, holder: owner.Holder) -> list[str]:
     return names
 
 
-def test_oldest_first(queue: Queue, holder: owner.Holder) -> None:
-    for name in ("c", "a", "b"):
-        queue.enqueue([(name, {})])
-    assert claimed(queue, holder) == ["c", "a", "b"]
-
-
-def test_a_batch_in_its_own_order(queue: Queue, holder: owner.Holder) -> None:
-    names = [f"job{number}" for number in range(120)]
-    queue.enqueue([(name, {}) for name in names])
-    assert claimed(queue, holder) == names
-
-
-def test_priority_before_age(queue: Queue, holder: owner.Holder) -> None:
-    for name, priority in (("low", "-100"), ("plain", "0"), ("first", "100"), ("second", "1")):
-        queue.enqueue([(name, {"PRIORITY": priority})])
-    assert claimed(queue, holder) == ["first", "second", "plain", "low"]
-
-
-def test_natural_order_where_age_does_not_tell(host: Any, queue: Queue, holder: owner.Holder) -> None:
-    for name in ("t_off10", "t_off9", "t_off1"):
-        os.utime(host.put("pending", name), (1000, 1000))
-    assert claimed(queue, holder) == ["t_off1", "t_off9", "t_off10"]
-
-
 def test_a_job_put_back_keeps_its_place(queue: Queue, holder: owner.Holder) -> None:
     queue.enqueue([("a", {}), ("b", {})])
     queue.finish(queue.claim(holder), "pending", {"REASON": "gate"})
@@ -576,26 +552,6 @@ def _abandon(queue: Queue) -> None:
     assert queue.locate("a") == "running"
 
 
-@pytest.mark.parametrize("news", ["a job", "a batch", "the gate is opened"])
-def test_the_kernel_tells_of_news(host: Any, news: str) -> None:
-    host.define()
-    queue = host.queue()
-    if news == "the gate is opened":
-        queue.close_gate("test")
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
-    try:
-        assert queue.arm() and not queue.look()
-        # Listing the folder, which look has done, leaves the watch in place.
-        assert queue.entries("pending") == [] and signal.sigtimedwait([signal.SIGIO], 0) is None
-        if news == "the gate is opened":
-            queue.open_gate()
-        else:
-            queue.enqueue(many(1 if news == "a job" else batch.LEAST))
-        assert signal.sigtimedwait([signal.SIGIO], 10)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGIO])
-
-
 def test_a_result_whose_staged_file_was_cleaned_away_is_tried_again(host: Any, queue: Queue, holder: owner.Holder) -> None:
     queue.enqueue([("a", {})])
     queue.end(queue.claim(holder), "done", {"REASON": "ok"})
@@ -907,16 +863,6 @@ def test_odd_owner_records_batches_and_requests_are_named_and_stay(host: Any, qu
     assert (Path(queue.layout.run) / f"kill.{'0' * 32}").is_symlink() and (Path(queue.layout.batches) / "gone.cursor").is_symlink()
 
 
-def test_a_batch_whose_later_lines_are_broken_is_named_and_in_nobodys_way(host: Any, queue: Queue, holder: owner.Holder) -> None:
-    head = batch.head("0" * 16, 3, 1, owner.now())
-    (Path(queue.layout.batches) / "odd.batch").write_text(head + "good X=1\nbad key\nlast X=3\n")
-    host.put("pending", "a")
-    assert queue.claim(holder).name == "a"
-    for _look in range(2):
-        assert queue.claim(holder) is None
-    assert queue.refused["batches/odd.batch"] and host.states() == {"a": "running"}
-
-
 def test_removing_a_pending_job_removes_the_record_of_one_who_died_claiming_it(host: Any, queue: Queue) -> None:
     queue.enqueue([("a", {})])
     assert host.dead_claimer() == "a"
@@ -941,13 +887,6 @@ def test_a_gate_that_is_no_file_or_has_no_folder(host: Any, queue: Queue) -> Non
         queue.close_gate()
     (host.base / "elsewhere").rename(host.work)
     assert queue.close_gate() and not queue.close_gate() and queue.open_gate() and not queue.open_gate()
-
-
-def test_a_watch_that_the_kernel_does_not_grant_is_done_without(host: Any, queue: Queue) -> None:
-    pending = Path(queue.layout.queue) / "pending"
-    pending.rename(host.base / "pending")
-    assert queue.arm() is False
-    (host.base / "pending").rename(pending)
 
 
 def test_when_the_oldest_was_enqueued(host: Any, queue: Queue) -> None:
