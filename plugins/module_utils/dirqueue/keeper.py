@@ -16,15 +16,16 @@ import tarfile
 import time
 from typing import Callable
 
-from . import definitions, job, owner
+from . import definitions, owner
 from .errors import NotReady, QueueError, explain
 from .joblog import JobLog
 from .jobset import check_sent, fill
+from .judge import Ended, again, attempt_of, because, lost
 from .queue import Claim
 from .recovery import lasting, recover
 from .runners import Command, Outcome, Running, carried, identity
 from .runners.condor_job import CondorJob, Story
-from .worker import Worker, because
+from .worker import Worker
 
 # Seconds between two looks at what HTCondor says, and before what failed for want of something is tried again.
 _LOOK = 1.0
@@ -66,6 +67,7 @@ class Keeper(Worker):
     def run(self) -> str:
         """Keep jobs until SIGTERM or SIGINT, or until the program has changed; see Worker.run. Jobs that run then go on."""
         self._heed_signals()
+        self.log(f"worker {self.name} starts")
         recover_at = 0.0
         end = "idle"
         while not self._stopping:
@@ -143,7 +145,6 @@ class Keeper(Worker):
             flight.id = next((one for one, (_status, known, _name) in self.runner.queued().items() if known == claim.id), "")
             if flight.id:
                 return
-        attempt = job.number(claim.values, "ATTEMPTS") + 1
         try:
             argv = self.jobset.argv(claim.name, claim.values)
             names = self.jobset.placeholders(claim.name, claim.values)
@@ -163,8 +164,8 @@ class Keeper(Worker):
         if state and os.path.exists(os.path.join(self.jobset.workdir, state)):
             sent.append(state)
         if not flight.tried:
-            self._note(claim, f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
-            self.log(f"job {claim.name}: attempt {attempt}")
+            self._note(claim, f"attempt {attempt_of(claim)} of {claim.name}, worker {self.name}, claim {claim.id}")
+            self.log(f"job {claim.name}: attempt {attempt_of(claim)}")
             if "CLAIM" in claim.values and "REASON" not in claim.values:
                 # It was done before, and is redone.
                 self.runner.end(carried(self.layout, claim.name, claim.values["CLAIM"]))
@@ -224,18 +225,17 @@ class Keeper(Worker):
         except tarfile.TarError as exc:
             unreadable = f"what it has sent back can't be read: {exc}"
         if unreadable:
-            state, more = self._lost(claim, unreadable)
+            state, more = lost(self.jobset, claim, unreadable)
         elif story.ended or flight.ended_for in ("killed", "timeout"):
             outcome = Outcome(story.exit_status, story.signal, story.peak_kib)
             ended_for = "" if flight.ended_for == "held" else flight.ended_for
-            attempt = job.number(claim.values, "ATTEMPTS") + 1
-            state, more = self._judge(claim, Running(0, carried(self.layout, claim.name, claim.id), ""), outcome, ended_for, attempt, False)
+            state, more = self._judge(claim, Running(0, carried(self.layout, claim.name, claim.id), ""), Ended(outcome, ended_for))
         elif flight.ended_for == "held" and story.held_code in _RESOURCES:
-            state, more = self._again(job.number(claim.values, "ATTEMPTS") + 1, "out_of_memory", story.held)
+            state, more = again(self.jobset, claim, "out_of_memory", story.held)
         elif flight.ended_for == "held":
-            state, more = self._lost(claim, f"HTCondor could not go on with it: {story.held}")
+            state, more = lost(self.jobset, claim, f"HTCondor could not go on with it: {story.held}")
         else:
-            state, more = self._lost(claim, f"HTCondor has its job {flight.id} no more: {story.removed or 'it is not in the queue'}")
+            state, more = lost(self.jobset, claim, f"HTCondor has its job {flight.id} no more: {story.removed or 'it is not in the queue'}")
         for key, value in (("EXIT_STATUS", story.exit_status), ("SIGNAL", story.signal), ("PEAK_MEMORY_KIB", story.peak_kib)):
             if value is not None:
                 more[key] = str(value)

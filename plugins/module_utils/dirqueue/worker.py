@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import time
-from types import FrameType
-from typing import Callable, Optional, TypeVar
+from typing import Callable
 
 from . import cases, definitions, engine, hooks, job, owner
 from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
 from .fence import Fence
 from .joblog import JobLog
+from .judge import Ended, attempt_of, attempts_after, because, judge, lost, oom_kills
 from .layout import Layout, Refused
+from .patience import Patient
 from .queue import VANISHED, Claim, Queue
 from .recovery import recover
 from .runners import Command, Outcome, Runner, Running, carried, identity, make
@@ -37,13 +37,9 @@ _LATER = 0.3
 # For how long what a job prints waits to be copied when it has just started: most short jobs print little, and end meanwhile.
 _PRINTS = 0.05
 _UNRECORDED = "jobs have ended, but that can't be recorded"
-# Reasons that are not the job's own doing: such an attempt does not count.
-_UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")
-
-_T = TypeVar("_T")
 
 
-class Worker:
+class Worker(Patient):
     """A worker of a jobset.
 
     Args:
@@ -61,9 +57,9 @@ class Worker:
         self, root: str, jobset: str, number: str, log: Callable[[str], None], program: str = "", until_idle: bool = False
     ) -> None:
         self.name = f"{jobset}-{number}"
-        self.log = log
         self.until_idle = until_idle
         self.layout = Layout(root, jobset)
+        super().__init__(self.layout.base, log)
         self._program = (program, _stamp(program))
         self._definition = (definitions.path_of(root, jobset), "")
         self._define()
@@ -74,17 +70,14 @@ class Worker:
         lease = self.jobset.lease if self.engine else 0
         self.holder = owner.Holder(self.layout.workers, self.name, lease, " ".join(self.engine or ()))
         self._busy_until = time.monotonic()
-        self._stopping = ""
         self._token = ""
         self._token_until = 0.0
-        self._said = ""
         self._refused: set[str] = set()
         # What is to be said of the jobs that have ended, once that is recorded; and when the first of them had.
         self._ended: dict[str, str] = {}
         self._failed = False
         self._ended_at = 0.0
         self._kills = (0.0, 0)
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _define(self) -> None:
         stamp = _stamp(self._definition[0])
@@ -94,31 +87,6 @@ class Worker:
         self.runner: Runner = make(self.layout, self.jobset, self.log)
         # Only now: a definition that can't be read is said to be so before each claim, and none is made under the old one.
         self._definition = (self._definition[0], stamp)
-
-    def _say(self, text: str) -> None:
-        """Log a condition once, however long it lasts."""
-        if text and text != self._said:
-            self.log(text)
-        self._said = text
-
-    def _on_signal(self, number: int, _frame: Optional[FrameType]) -> None:
-        self._stopping = signal.Signals(number).name
-
-    def _sleep(self, seconds: float, *more: int) -> None:
-        """Wait, until a signal comes, a child ends or one of more descriptors (-1: none) has something to read."""
-        watched = [self._wake_read, *(fd for fd in more if fd >= 0)]
-        if self._wake_read in select.select(watched, [], [], max(0.0, seconds))[0]:
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_read, 4096)
-
-    def _heed_signals(self) -> None:
-        # A handler is needed for a signal to be written to the pipe that _sleep watches.
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-        signal.signal(signal.SIGIO, lambda _number, _frame: None)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        self.log(f"worker {self.name} starts")
 
     def _is_replaced(self) -> bool:
         if self.runner.keeps != self._keeps:
@@ -132,6 +100,7 @@ class Worker:
     def run(self) -> str:
         """Work until SIGTERM or SIGINT, or until the program has changed; return which: signal, replaced, or idle for want of jobs."""
         self._heed_signals()
+        self.log(f"worker {self.name} starts")
         armed = False
         recover_at = 0.0
         end = "idle"
@@ -234,8 +203,7 @@ class Worker:
 
     def _record(self, claim: Claim, state: str, result: dict[str, str]) -> None:
         """Note how a job ended; _commit, which must follow, records it."""
-        attempts = job.number(claim.values, "ATTEMPTS")
-        result["ATTEMPTS"] = str(attempts if result["REASON"] in _UNCOUNTED else attempts + 1)
+        result["ATTEMPTS"] = str(attempts_after(claim, result["REASON"]))
         try:
             self._insist(lambda: self.queue.end(claim, state, result), f"job {claim.name} is {state}, but that can't be recorded")
         except LostClaim as exc:
@@ -261,13 +229,12 @@ class Worker:
             **self.jobset.secrets,
             **{f"JOB_{key}": value for key, value in job.own_values(claim.values).items()},
             **identity(self.layout, claim.name, claim.id),
-            "SAGEQUEUE_ATTEMPT": str(job.number(claim.values, "ATTEMPTS") + 1),
+            "SAGEQUEUE_ATTEMPT": str(attempt_of(claim)),
             "SAGEQUEUE_GATE": self.jobset.gate_file,
         }
 
     def _execute(self, claim: Claim) -> tuple[str, dict[str, str]]:
         """Run a claimed job to its end; return the state it goes to and what its file is to say."""
-        attempt = job.number(claim.values, "ATTEMPTS") + 1
         environment = {**self._environment(claim), "SAGEQUEUE_HOLDER": self.holder.lock}
         argv = self.jobset.argv(claim.name, claim.values)
         path = os.path.join(self.layout.log, f"{claim.name}.log")
@@ -279,8 +246,8 @@ class Worker:
         except OSError as exc:
             return "pending", {"REASON": "not_started", "DETAIL": f"its log can't be opened: {explain(exc, path)}"}
         with contextlib.closing(log):
-            log.note(f"attempt {attempt} of {claim.name}, worker {self.name}, claim {claim.id}")
-            self.log(f"job {claim.name}: attempt {attempt}")
+            log.note(f"attempt {attempt_of(claim)} of {claim.name}, worker {self.name}, claim {claim.id}")
+            self.log(f"job {claim.name}: attempt {attempt_of(claim)}")
             if "CLAIM" in claim.values and "REASON" not in claim.values:
                 # It was done before, and is redone: a daemon, say, that it left then must not run beside it.
                 earlier = carried(self.layout, claim.name, claim.values["CLAIM"])
@@ -294,11 +261,11 @@ class Worker:
                 if is_shortage(exc):
                     # Not its container's doing either: it may be tried as often as it takes.
                     return "pending", {"REASON": "not_started", "DETAIL": f"the job can't be started: {explain(exc, self.layout.base)}"}
-                return self._lost(claim, f"the job can't be started: {exc}")
+                return lost(self.jobset, claim, f"the job can't be started: {exc}")
             log.started()
             outcome, ended_for = self._watch(running, log)
             killed = outcome.signal == signal.SIGKILL and self._oom_kills(again=True) > kills
-            state, more = self._judge(claim, running, outcome, ended_for, attempt, killed)
+            state, more = self._judge(claim, running, Ended(outcome, ended_for, killed))
             if state != "done" or ended_for or outcome.exit_status != 0:
                 # A wrapper may have ended before what it started, and the job may run again: nothing of it must be left.
                 self._insist(lambda: self.runner.end(running.carries), f"job {claim.name} can't be ended")
@@ -318,7 +285,7 @@ class Worker:
         """Return how often the kernel has killed for want of memory, as of the last second or (again) as of now."""
         now = time.monotonic()
         if again or now > self._kills[0] + 1:
-            self._kills = (now, _oom_kills())
+            self._kills = (now, oom_kills())
         return self._kills[1]
 
     def _watch(self, running: Running, log: JobLog) -> tuple[Outcome, str]:
@@ -359,6 +326,18 @@ class Worker:
                 sample = now + _SAMPLE
                 self._try(lambda: self.runner.sample(running))
 
+    def _judge(self, claim: Claim, running: Running, ended: Ended) -> tuple[str, dict[str, str]]:
+        """See judge. What has to be asked for that is asked until there is an answer."""
+
+        def killed_by() -> str:
+            return self._insist(lambda: self.queue.kill_request(claim.id), f"job {claim.name} was killed, but by whom can't be read")
+
+        def why_lost() -> str:
+            return self._insist(lambda: self.runner.why_lost(running), f"job {claim.name} has ended, but not why is known")
+
+        gate = self._insist(self.queue.gate, f"job {claim.name} has ended, but the gate can't be read")
+        return judge(self.jobset, claim, ended, gate, self._stopping, killed_by, why_lost)
+
     def _ended_with_us(self, outcome: Outcome) -> str:
         """Say worker_stopped where an engine ends all that it started at once, and the job was faster to end than we to hear of it."""
         if not self.engine or signal.SIGTERM not in (outcome.signal, (outcome.exit_status or 0) - 128):
@@ -368,72 +347,6 @@ class Worker:
             self._sleep(deadline - time.monotonic())
         return "worker_stopped" if self._stopping else ""
 
-    def _try(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except (OSError, MemoryError, NotReady) as exc:
-            self._say(explain(exc, self.layout.base))
-
-    def _judge(
-        self, claim: Claim, running: Running, outcome: Outcome, ended_for: str, attempt: int, out_of_memory: bool
-    ) -> tuple[str, dict[str, str]]:
-        gate = self._insist(self.queue.gate, f"job {claim.name} has ended, but the gate can't be read")
-        solved = gate.closed and not gate.requested and self.jobset.names_job(gate.text, claim.name, claim.values)
-        ok = outcome.exit_status == 0
-        if solved and (ok or ended_for in ("worker_stopped", "killed")):
-            return "done", {"REASON": "solved", "DETAIL": gate.text}
-        if ended_for == "killed":
-            by = self._insist(lambda: self.queue.kill_request(claim.id), f"job {claim.name} was killed, but by whom can't be read")
-            return "failed", {"REASON": "killed", "DETAIL": by}
-        if ended_for == "worker_stopped":
-            return "pending", {"REASON": "worker_stopped", "DETAIL": self._stopping}
-        if ended_for == "timeout":
-            return self._again(attempt, "timeout", f"ran longer than {self.jobset.timeout:g} s")
-        if ok:
-            return ("pending", {"REASON": "gate", "DETAIL": gate.text}) if gate.closed else ("done", {"REASON": "ok"})
-        lost = self._insist(lambda: self.runner.why_lost(running), f"job {claim.name} has ended, but not why is known")
-        if lost:
-            return self._lost(claim, lost)
-        if outcome.signal is not None:
-            if out_of_memory:
-                return self._again(attempt, "out_of_memory", "killed while the kernel was out of memory")
-            return self._again(attempt, "signal", f"ended by {_signal_name(outcome.signal)}")
-        return self._again(attempt, "exit_status", f"exit status {outcome.exit_status}")
-
-    def _again(self, attempt: int, reason: str, detail: str) -> tuple[str, dict[str, str]]:
-        """Decide what follows a failed attempt."""
-        last = attempt >= self.jobset.attempts
-        return "failed" if last else "pending", {"REASON": reason, "DETAIL": f"{detail}, attempt {attempt} of {self.jobset.attempts}"}
-
-    def _lost(self, claim: Claim, reason: str) -> tuple[str, dict[str, str]]:
-        """Decide what follows when a job's surroundings went away."""
-        count = job.number(claim.values, "RECOVERIES") + 1
-        more = {"REASON": "runner_lost", "DETAIL": reason, "RECOVERIES": str(count)}
-        if count < self.jobset.recoveries:
-            return "pending", more
-        return "failed", {**more, "REASON": "too_many_recoveries", "DETAIL": f"lost {count} times, lastly: {reason}"}
-
-    def _insist(self, call: Callable[[], _T], trouble: str) -> _T:
-        """Call again and again until it works: until then the job stays owned. LostClaim goes through."""
-        while True:
-            try:
-                return call()
-            except (OSError, MemoryError, NotReady) as exc:
-                self._say(f"{trouble} ({explain(exc, self.layout.base)}); trying again")
-                self._sleep(1.0)
-
-
-def because(result: dict[str, str]) -> str:
-    """Return why a job went where it did."""
-    detail = result.get("DETAIL", "")
-    return f"{result['REASON']}: {detail}" if detail else result["REASON"]
-
-
-def _signal_name(number: int) -> str:
-    # Real-time signals, but for the first and the last, have no name there.
-    return signal.Signals(number).name if number in {int(known) for known in signal.Signals} else f"signal {number}"
-
-
 def _stamp(path: str) -> str:
     """Return what changes when a file is replaced."""
     try:
@@ -441,12 +354,3 @@ def _stamp(path: str) -> str:
     except OSError:
         return ""
     return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"
-
-
-def _oom_kills() -> int:
-    """Return how often the kernel has killed for want of memory since it started (proc(5), vmstat)."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/vmstat", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
