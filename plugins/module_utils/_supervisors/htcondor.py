@@ -12,7 +12,7 @@ import shlex
 from typing import Any
 
 from ..dirqueue.jobset import Jobset
-from ..dirqueue.runners.condor_job import requests
+from ..dirqueue.runners.condor_submit import requests
 from . import stop_wait
 from .engine import Engine, Task
 

@@ -24,7 +24,8 @@ from .judge import Ended, again, attempt_of, because, lost
 from .queue import Claim
 from .recovery import lasting, recover
 from .runners import Command, Outcome, Running, carried, identity
-from .runners.condor_job import CondorJob, Story
+from .runners.condor_events import Story
+from .runners.condor_job import CondorJob
 from .worker import Worker
 
 # Seconds between two looks at what HTCondor says, and before what failed for want of something is tried again.

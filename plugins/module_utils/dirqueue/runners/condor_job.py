@@ -11,137 +11,25 @@ HTCondor's log of events, and at the end what the command printed and made. HTCo
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import re
-import shlex
 import shutil
 import signal
 import time
 from collections.abc import Iterator
-from typing import NamedTuple, Optional
 
-from ..errors import NotReady, QueueError
-from ..jobset import Jobset
+from ..errors import NotReady
 from ..layout import sync_file_system, sync_folder
 from .base import Command, Runner, end_carriers
 from .client import PATIENCE, ask
+from .condor_events import Story, read_events
+from .condor_submit import description, quoted, script
 
 # Seconds beyond its grace that HTCondor gets to end a job.
 _SLACK = 60.0
 # What a process carries that submits a job. The job itself may run on this very host, and carry the claim.
 _SUBMITS = {"SAGEQUEUE_SUBMITS": "1"}
-_REMOVED = "3"
 # Status of a job, as condor_q says it.
-_EVENT = re.compile(r"([0-9]{3}) \(0*([0-9]+)\.0*([0-9]+)\.[0-9]+\) (\S+ \S+) ?(.*)")
-_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[ T]([0-9]{2}:[0-9]{2}:[0-9]{2})")
-# Commands of condor_submit that would break what the runner does.
-_OURS = {
-    *("universe", "executable", "arguments", "initialdir", "queue", "log", "output", "error", "batch_name", "kill_sig", "remove_kill_sig"),
-    *("should_transfer_files", "when_to_transfer_output", "transfer_executable", "transfer_input_files", "transfer_output_files"),
-    *("transfer_output_remaps", "preserve_relative_paths", "want_graceful_removal", "job_max_vacate_time", "max_retries", "environment"),
-    *("stream_output", "stream_error", "on_exit_remove", "on_exit_hold", "leave_in_queue", "retry_until", "success_exit_code"),
-}
-
-_SUBMIT = """\
-universe = vanilla
-executable = {folder}/.sagequeue.sh
-transfer_executable = true
-should_transfer_files = YES
-when_to_transfer_output = ON_EXIT
-initialdir = {workdir}
-preserve_relative_paths = true
-transfer_input_files = {inputs}
-transfer_output_files = .sagequeue.tar
-transfer_output_remaps = ".sagequeue.tar={folder}/files.tar"
-output = {folder}/output
-error = {folder}/error
-log = {folder}/events
-batch_name = sagequeue.{jobset}
-kill_sig = SIGTERM
-remove_kill_sig = SIGTERM
-want_graceful_removal = true
-job_max_vacate_time = {grace}
-{options}
-+SagequeueClaim = "{claim}"
-+SagequeueBase = {base}
-+SagequeueJob = "{job}"
-queue
-"""
-
-# It passes SIGTERM on, and packs what was made, of which HTCondor must find a file in any case.
-_SCRIPT = """\
-#!/bin/sh
-: "${{HOME:=$PWD}}" "${{PATH:=/usr/local/bin:/usr/bin:/bin}}"
-export HOME PATH
-{exports}
-: >.sagequeue.tar
-mkdir .sagequeue && {{ {inputs}; }} && cd .sagequeue || exit 74
-find . -type f {had} >../.sagequeue.had
-{command} </dev/null 2>&1 &
-pid=$!
-trap 'kill -TERM "$pid" 2>/dev/null' TERM
-while :; do
-    wait "$pid"
-    status=$?
-    kill -0 "$pid" 2>/dev/null || break
-done
-find . -type f {made} | grep -vxFf ../.sagequeue.had >../.sagequeue.made
-tar -cf ../.sagequeue.tar --no-recursion --verbatim-files-from -T ../.sagequeue.made || {{ [ "$status" -ne 0 ] || status=74; }}
-exit "$status"
-"""
-
-
-class Story(NamedTuple):
-    """What HTCondor's log of events says of a job."""
-
-    id: str = ""
-    # Since when it runs, and where; 0: it does not.
-    began: float = 0.0
-    where: str = ""
-    # It has ended by itself: when, and with which exit status or signal.
-    ended: float = 0.0
-    exit_status: Optional[int] = None
-    signal: Optional[int] = None
-    peak_kib: Optional[int] = None
-    # Why it is held, and that reason's number; 0: it is not.
-    held: str = ""
-    held_code: int = 0
-    # Why it was removed.
-    removed: str = ""
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will happen to it."""
-        return bool(self.ended or self.removed)
-
-
-def requests(jobset: Jobset, ours: set[str]) -> dict[str, str]:
-    """Return what a jobset asks HTCondor for, as commands of condor_submit.
-
-    Args:
-        jobset: its definition.
-        ours: the commands that may not be among its engine_options.
-    Raises:
-        QueueError: one is.
-    """
-    given = {
-        "request_cpus": str(jobset.cpus),
-        "request_memory": str(-(-jobset.memory >> 20)) if jobset.memory else "",
-        "request_disk": str(-(-jobset.disk >> 10)) if jobset.disk else "",
-        "request_gpus": str(jobset.gpus or ""),
-        "accounting_group": jobset.account,
-    }
-    for key in ("partition", "qos", "time_limit"):
-        if getattr(jobset, key):
-            raise QueueError(f"jobset {jobset.name}: {key} is for the supervisor slurm, not htcondor; take it out")
-    for key, value in jobset.engine_options.items():
-        if key.lower() in ours:
-            raise QueueError(f"jobset {jobset.name}: engine_options has {key}, which sagequeue itself needs under htcondor; take it out")
-        given[key] = value
-    return {key: value for key, value in given.items() if value}
-
-
+_REMOVED = "3"
 class CondorJob(Runner, name="condor_job"):
     """Has HTCondor run commands."""
 
@@ -178,24 +66,14 @@ class CondorJob(Runner, name="condor_job"):
         """
         jobset, claim = self.jobset, carries["SAGEQUEUE_CLAIM"]
         folder = self.folder(claim)
-        fill = {
-            "folder": folder,
-            "workdir": jobset.workdir,
-            "inputs": ", ".join(inputs),
-            "jobset": jobset.name,
-            "grace": math.ceil(jobset.grace),
-            "options": "\n".join(f"{key} = {value}" for key, value in requests(jobset, _OURS).items()),
-            "claim": claim,
-            "base": _quoted(self.layout.base),
-            "job": carries["SAGEQUEUE_JOB"],
-        }
+        described = description(jobset, self.layout.base, folder, carries, inputs)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
         os.makedirs(folder, mode=0o700)
         with open(os.path.join(folder, ".sagequeue.sh"), "x", opener=_private, encoding="utf-8", errors="surrogateescape") as file:
             file.write(script(command, inputs, outputs, back))
         with open(os.path.join(folder, "job.sub"), "x", opener=_private, encoding="utf-8", errors="surrogateescape") as file:
-            file.write(_SUBMIT.format(**fill))
+            file.write(described)
         sync_folder(self.layout.condor)
         said = os.path.join(folder, "submitted")
         with open(said, "xb", opener=_private) as out:
@@ -225,7 +103,7 @@ class CondorJob(Runner, name="condor_job"):
         Raises:
             NotReady: it does not answer.
         """
-        constraint = f"SagequeueBase == {_quoted(self.layout.base)}"
+        constraint = f"SagequeueBase == {quoted(self.layout.base)}"
         found = _condor("condor_q", "-constraint", constraint, "-af", "ClusterId", "ProcId", "JobStatus", "SagequeueClaim", "SagequeueJob")
         words = (line.split() for line in found.splitlines())
         return {f"{one[0]}.{one[1]}": (one[2], one[3], one[4]) for one in words if len(one) == 5}
@@ -342,74 +220,6 @@ class CondorJob(Runner, name="condor_job"):
     def why_lost(self, running: object) -> str:
         """See Runner.why_lost: HTCondor says so itself."""
         return ""
-
-
-def script(command: Command, inputs: list[str], outputs: list[str], back: list[str]) -> str:
-    """Return what a node runs; see CondorJob.submit."""
-    tops = list(dict.fromkeys(name.split("/")[0] for name in inputs))
-    named = [re.sub(r"([][*?\\])", r"\\\1", name) for name in back]
-    selected = [*(f"./{pattern}{end}" for pattern in outputs for end in ("", "/*")), *(f"./{name}" for name in named)]
-    return _SCRIPT.format(
-        exports="\n".join(f"export {name}={shlex.quote(value)}" for name, value in command.environment.items()),
-        inputs=f"mv -- {shlex.join(tops)} .sagequeue/" if tops else ":",
-        # Of what it was sent, only what is asked for by name goes back.
-        had=" ".join(f"! -path {shlex.quote(pattern)}" for pattern in selected),
-        command=shlex.join(command.argv),
-        made=f"\\( {' -o '.join(f'-path {shlex.quote(pattern)}' for pattern in selected)} \\)" if outputs else "",
-    )
-
-
-def read_events(text: str) -> Story:
-    """Read HTCondor's log of one job's events. The last may not be whole yet."""
-    story = Story()
-    for event in text.split("\n...\n")[:-1]:
-        lines = event.strip("\n").splitlines()
-        match = _EVENT.match(lines[0]) if lines else None
-        if not match:
-            continue
-        number, cluster, process, when, about = match.groups()
-        story = story._replace(id=f"{cluster}.{process}")
-        detail = [line.strip() for line in lines[1:]]
-        if number == "001":
-            slot = next((line.partition(":")[2].strip() for line in detail if line.startswith("SlotName:")), "")
-            host = re.search(r"alias=([^&>]+)", about)
-            story = story._replace(began=_seconds(when), where=slot.rpartition("@")[2] or (host.group(1) if host else about))
-        elif number in ("004", "007", "024"):
-            # Evicted, or its node was lost: HTCondor runs it again.
-            story = story._replace(began=0.0, where="")
-        elif number == "005":
-            code = re.search(r"\((?:return value|signal) ([0-9]+)\)", event)
-            abnormal = "Abnormal termination" in event
-            value = int(code.group(1)) if code else 1
-            memory = re.search(r"Memory \(MB\)\s*:\s*([0-9]+)", event)
-            # The shell on the node says 128 + N where the command ended by signal N.
-            ended_by = value if abnormal else value - 128 if 128 < value < 128 + signal.NSIG else None
-            story = story._replace(
-                ended=_seconds(when),
-                exit_status=None if ended_by else value,
-                signal=ended_by,
-                peak_kib=(int(memory.group(1)) << 10 if memory else 0) or None,
-            )
-        elif number == "009":
-            story = story._replace(removed="; ".join(detail) or "no reason given")
-        elif number == "012":
-            why = re.search(r"Code ([0-9]+)", event)
-            reason = "; ".join(line for line in detail if not line.startswith("Code ")) or "no reason given"
-            story = story._replace(held=reason, held_code=int(why.group(1)) if why else 0, began=0.0, where="")
-        elif number == "013":
-            story = story._replace(held="", held_code=0)
-    return story
-
-
-def _seconds(when: str) -> float:
-    """Return the time of an event, which is in this host's own zone; now where it can't be understood."""
-    match = _TIME.match(when)
-    return time.mktime(time.strptime(" ".join(match.groups()), "%Y-%m-%d %H:%M:%S")) if match else time.time()
-
-
-def _quoted(text: str) -> str:
-    """Return a text as ClassAds write it."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _private(path: str, flags: int) -> int:
