@@ -59,27 +59,15 @@ from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils import color
 from ansible.utils.vars import load_extra_vars
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.progress import duration
-from ansible_collections.sagequeue.batch.plugins.plugin_utils.memory import Memory
-from ansible_collections.sagequeue.batch.plugins.plugin_utils.words import plain, reason, said, visible, wrap
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.activity import Activity
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.failures import entry, failures, may_be_rescued, reason
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.gathered import FAILURES, Gathered
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.words import plain, said, visible, wrap
 
-# Whose failures are written for people: no more than their message is printed.
-_SPEAKING = ("ansible.builtin.fail", "ansible.builtin.assert", "fail", "assert")
-_ANSIBLES_OWN = ("Task failed", "The task includes", "The conditional check")
 _DEBUG = ("ansible.builtin.debug", "ansible.legacy.debug", "debug")
 _ASKING = ("ansible.builtin.pause", "ansible.legacy.pause", "pause")
 # What a debug task's result holds beside the variable that it shows.
 _NOT_SHOWN = ("changed", "failed", "skipped", "invocation", "skip_reason", "ansible_loop_var", "ansible_index_var", "ansible_loop", "item")
-
-
-def may_be_rescued(task: Any) -> bool:
-    """Tell whether the task is in a block with a rescue part that comes into play when it fails."""
-    child, parent = task, getattr(task, "_parent", None)
-    while parent is not None:
-        if getattr(parent, "rescue", None) and any(child._uuid == one._uuid for one in parent.block):
-            return True
-        child, parent = parent, getattr(parent, "_parent", None)
-    return False
 
 
 def _own(method: Callable[..., None]) -> Callable[..., None]:
@@ -112,19 +100,12 @@ class CallbackModule(Default):
         self._begun = False
         self._stdout = sys.stdout
         self._document: Optional[dict[str, Any]] = None
-        self._memory = Memory()
         self._terminal = False
         # Host -> its part of the document.
         self._hosts: dict[str, dict[str, Any]] = {}
-        # What is not printed yet: (kind, heading, lines) -> hosts.
-        self._gathered: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+        self._gathered = Gathered()
         self._changes = 0
-        # What is being done: the task, its name in the memory, since when on which hosts, and how far it says it is.
-        self._task = self._key = ""
-        self._awaited: dict[str, float] = {}
-        self._answered: set[str] = set()
-        self._far: dict[str, dict[str, Any]] = {}
-        self._polled = False
+        self._now = Activity()
         self._next_line = 0.0
         self._pause = 0.0
         self._drawn = False
@@ -172,53 +153,23 @@ class CallbackModule(Default):
         self._display.display = display
 
     def _flush(self) -> None:
-        """Print what was gathered, each thing once, with the names of the hosts where there are several."""
-        gathered, self._gathered = self._gathered, {}
-        width, order, several = self._width(), list(self._hosts), len(self._hosts) > 1
-        before = ""
-        for (kind, heading, lines), hosts in gathered.items():
-            who = ", ".join(sorted(hosts, key=order.index))
-            if kind == "change":
-                verb = "would change" if context.CLIARGS.get("check") else "changed"
-                change = f"{verb}: {heading}" + (f" ({who})" if several else "")
-                # Each item of a loop has a diff of its own.
-                if change != before:
-                    self._print(wrap(change, width), C.COLOR_CHANGED)
-                before = change
-                # What Ansible made of a diff has its own colours, and is not wrapped.
-                self._print([line for one in lines for line in one.splitlines()])
-                continue
-            colour = {"FAILED": C.COLOR_ERROR, "UNREACHABLE": C.COLOR_UNREACHABLE}.get(kind)
-            text = list(lines) or [""]
-            # A text that begins with the host's name needs it only once.
-            if several and kind != "all" and not text[0].startswith(who):
-                if len(text) > 1 and not colour:
-                    text = [f"{who}:", *(f"  {line}" for line in text)]
-                else:
-                    text[0] = f"{who}: {kind}: {text[0]}" if colour else f"{who}: {text[0]}"
-            elif colour:
-                text[0] = f"{kind}: {text[0]}"
-            stderr = bool(colour and self.get_option("display_failed_stderr"))
-            self._print([part for line in text for part in wrap(line, width)], colour, stderr)
-            if heading:
-                self._print(wrap(f"  {heading}", width), None, stderr)
+        """Print what was gathered."""
+        colours = {"change": C.COLOR_CHANGED, "FAILED": C.COLOR_ERROR, "UNREACHABLE": C.COLOR_UNREACHABLE}
+        for told in self._gathered.drain(list(self._hosts), self._width(), bool(context.CLIARGS.get("check"))):
+            stderr = told.kind in FAILURES and bool(self.get_option("display_failed_stderr"))
+            self._print(told.lines, None if told.plain else colours.get(told.kind), stderr)
 
     def _gather(self, kind: str, host: str, lines: list[str], heading: str = "") -> None:
-        if self._document is None and (lines or kind not in ("said", "all")):
-            hosts = self._gathered.setdefault((kind, heading, tuple(lines)), [])
-            if host not in hosts:
-                hosts.append(host)
+        if self._document is None:
+            self._gathered.add(kind, host, lines, heading)
 
     # What is being done
 
     def _begin(self, task: Any) -> None:
         """A task begins."""
         self._flush()
-        self._task = "" if task.action in _ASKING else task.name or task.get_name()
         # One without a name would be taken for another in the memory.
-        self._key = task.get_name() if task.name else ""
-        self._awaited, self._far = {}, {}
-        self._polled = False
+        self._now.begin("" if task.action in _ASKING else task.name or task.get_name(), task.get_name() if task.name else "")
         self._next_line = time.monotonic() + self.get_option("every")
         self._pause = self.get_option("every")
         if self._stop.is_set() or self._document is not None or self._display.verbosity or context.CLIARGS.get("step"):
@@ -230,74 +181,28 @@ class CallbackModule(Default):
         """Say what is being done: on a terminal four times a second, elsewhere now and then."""
         while not self._stop.wait(0.25):
             with self._lock:
-                # ssh may ask something on the terminal before a host has answered for the first time.
-                if self._stop.is_set() or not self._task or not self._awaited or not self._answered.issuperset(self._awaited):
+                if self._stop.is_set() or not self._now.lasts():
                     continue
                 if self._terminal:
-                    self._write("\r\x1b[K" + self._state(self._width() - 1))
+                    self._write("\r\x1b[K" + self._line(self._width() - 1))
                     self._drawn = True
                 elif time.monotonic() >= self._next_line:
                     self._pause = min(self._pause * 2, self.get_option("every") * 10)
                     self._next_line = time.monotonic() + self._pause
-                    self._print([self._state(sys.maxsize)])
+                    self._print([self._line(sys.maxsize)])
 
-    def _state(self, width: int) -> str:
-        """Return in one line what is being done, how far it is, since when, and how long it may still take."""
-        elapsed = time.monotonic() - min(self._awaited.values())
-        share, words, left = None, [], None
-        if self._far:
-            done, total = (sum(one[key] for one in self._far.values()) for key in ("done", "total"))
-            share = done / total if total else 0.0
-            words += [f"{done}/{total}", *(one["text"] for one in self._far.values() if one["text"])]
-            known = [one["left"] for one in self._far.values()]
-            left = max(known) if None not in known else None
-        elif not self._polled:
-            usual = self._memory.usual(list(self._awaited), self._key, elapsed)
-            if usual:
-                share, left = min(elapsed / usual, 1.0), usual - elapsed
-                if left <= 0:
-                    words.append(f"it took {duration(usual)} the last time")
-                    share = left = None
-        if elapsed >= 1:
-            words.append(f"for {duration(elapsed)}")
-        if left is not None and left >= 1:
-            words.append(f"about {duration(left)} left")
-        if not {name for name, host in self._hosts.items() if host["status"] == "ok"} <= set(self._awaited):
-            words.append(f"waiting for {', '.join(self._awaited)}")
-        size = 20 if width >= 60 else 10
-        drawn = "" if share is None else "[" + "#" * int(share * size) + "-" * (size - int(share * size)) + "] "
-        told = (drawn + ", ".join(words)).rstrip()
-        # On a narrow terminal the task's name gives way.
-        name, room = self._task, width - len(told) - 2
-        if told and len(name) > room:
-            name = f"{name[: room - 3]}..." if room >= 8 else ""
-        return ": ".join(part for part in (name, told) if part)[:width]
+    def _line(self, width: int) -> str:
+        return self._now.line(width, {name for name, host in self._hosts.items() if host["status"] == "ok"})
 
     def _poll(self, result: Any) -> None:
         """A task that waits for something has looked."""
-        found = result._result
-        self._polled = self._polled or "retries" in found
-        counts, far = found.get("counts"), found.get("progress")
-        if isinstance(far, Mapping) and "total" in far:
-            entry = {"done": far.get("done", 0), "total": far["total"], "left": far.get("seconds_left"), "text": far.get("text", "")}
-        elif isinstance(counts, Mapping) and {"done", "failed"} <= set(counts):
-            others = [f"{count} {state}" for state, count in counts.items() if count and state != "done"]
-            done = counts["done"] + counts["failed"]
-            entry = {"done": done, "total": sum(counts.values()), "left": found.get("seconds_left"), "text": ", ".join(others)}
-        else:
-            return
-        self._far[result._host.get_name()] = entry
+        self._now.poll(result._host.get_name(), result._result)
 
     def _end(self, result: Any) -> dict[str, Any]:
         """A host has ended a task. Returns its part of the document."""
         self._handle_warnings(result._result)
         name = result._host.get_name()
-        self._answered.add(name)
-        if name in self._awaited:
-            seconds = time.monotonic() - self._awaited.pop(name)
-            if not self._polled and not context.CLIARGS.get("check"):
-                self._memory.learn(name, self._key, bool(result._result.get("changed")), seconds)
-        self._far.pop(name, None)
+        self._now.end(name, bool(result._result.get("changed")), bool(context.CLIARGS.get("check")))
         return self._host(name)
 
     def _host(self, name: str) -> dict[str, Any]:
@@ -320,27 +225,15 @@ class CallbackModule(Default):
         host = self._end(result)
         task, found, name = result._task, result._result, result._host.get_name()
         self._register(host, result)
-        bad = [one for one in found.get("results", []) if isinstance(one, Mapping) and (one.get("failed") or one.get("unreachable"))]
-        entries = [(f"{self._get_item_label(one)}: ", one) for one in bad] or [("", found)]
         host["status"] = "unreachable" if kind == "UNREACHABLE" else "failed"
         if task.action in _DEBUG and "failed_when_result" in found:
             # It says something, and that the playbook has failed by it.
             self._say(result)
-            host["failures"].append({"task": task.name, "path": task.get_path(), "msg": "\n".join(reason(found)), "result": plain(found)})
+            host["failures"].append(entry(task, task.name, reason(found), found))
             return
-        for label, one in entries:
-            lines = reason(one)
-            # Tags of the label of an item that is itself a dictionary would only repeat the jobset.
-            lines[:1] = [(label if len(label) < 60 else "") + lines[0]]
-            told = {"task": task.name or task.get_name(), "path": task.get_path(), "msg": "\n".join(lines), "result": plain(one)}
-            host["failures"].append(told)
-            where = f'in the task "{task.get_name()}", {_short(task.get_path())}; the same command with -v says more'
-            if kind == "UNREACHABLE":
-                where = f"Next: see that {name} is up and lets you in, then run the same command again; -v says more."
-            elif task.action in _SPEAKING or (task.action.startswith("sagequeue.batch.") and "invocation" in one):
-                # Unless Ansible itself could not do it, a template for one.
-                where = where if str(one.get("msg")).startswith(_ANSIBLES_OWN) else ""
-            self._gather(kind, name, lines, where)
+        for failure in failures(task, found, name if kind == "UNREACHABLE" else "", self._get_item_label):
+            host["failures"].append(failure.entry)
+            self._gather(kind, name, failure.lines, failure.next)
 
     def _register(self, host: dict[str, Any], result: Any) -> None:
         """Keep for the document what a playbook gave a name to."""
@@ -381,7 +274,7 @@ class CallbackModule(Default):
     def v2_playbook_on_vars_prompt(self, *_args: Any, **_kwargs: Any) -> None:
         """Ansible is going to ask something."""
         self._flush()
-        self._task = ""
+        self._now.task = ""
         self._erase()
 
     @_own
@@ -399,9 +292,8 @@ class CallbackModule(Default):
         """A task begins on a host."""
         name = host.get_name()
         self._host(name)
-        self._awaited[name] = time.monotonic()
-        if "local" in (host.get_vars().get("ansible_connection"), context.CLIARGS.get("connection")) or host.implicit:
-            self._answered.add(name)
+        local = "local" in (host.get_vars().get("ansible_connection"), context.CLIARGS.get("connection"))
+        self._now.start(name, local or bool(host.implicit))
 
     @_own
     def v2_runner_retry(self, result: Any) -> None:
@@ -427,8 +319,7 @@ class CallbackModule(Default):
             name = result._task.name or result._task.get_name()
             host["changed"].append(name)
             # The diff, if there is one, has named the task already.
-            shown = any(key[:2] == ("change", name) and result._host.get_name() in hosts for key, hosts in self._gathered.items())
-            if context.CLIARGS.get("check") and not shown:
+            if context.CLIARGS.get("check") and not self._gathered.has_change(name, result._host.get_name()):
                 items = [one for one in found.get("results", []) if isinstance(one, Mapping) and one.get("changed")]
                 labels = ", ".join(str(self._get_item_label(one)) for one in items)
                 self._gather("change", result._host.get_name(), [], name + (f": {labels}" if labels and len(labels) < 200 else ""))
@@ -492,7 +383,7 @@ class CallbackModule(Default):
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """A playbook has ended."""
         self._flush()
-        self._task = ""
+        self._now.task = ""
         self._erase()
         ends: dict[str, list[str]] = {}
         for name in [*(one for one in self._hosts if one in stats.processed), *(one for one in stats.processed if one not in self._hosts)]:
@@ -518,7 +409,7 @@ class CallbackModule(Default):
         with self._lock:
             self._flush()
             self._erase()
-            self._memory.save()
+            self._now.save()
             if self._document is not None:
                 sys.stdout = self._stdout
                 for host in self._hosts.values():
@@ -535,9 +426,3 @@ def _silent(self: CallbackModule, *_args: Any, **_kwargs: Any) -> None:
 for _name in [name for name in vars(Default) if name.startswith("v2_") and name not in vars(CallbackModule)]:
     _silent.__name__ = _name
     setattr(CallbackModule, _name, _own(_silent))
-
-
-def _short(path: Optional[str]) -> str:
-    """Return a task's place as it is shortest, seen from here."""
-    path = path or "somewhere"
-    return min((path, os.path.relpath(path)), key=len)

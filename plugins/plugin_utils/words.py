@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Mapping
 from typing import Any
@@ -49,22 +48,6 @@ def wrap(line: str, width: int) -> list[str]:
     """Return a line as lines of at most this width; what goes on is indented, so that lists and tables can still be read."""
     indent = " " * min(len(line) - len(line.lstrip()) + 2, width // 2)
     return textwrap.wrap(line, max(width, 20), subsequent_indent=indent, replace_whitespace=False, break_on_hyphens=False) or [""]
-
-
-def reason(result: Mapping[str, Any]) -> list[str]:
-    """Return why a task failed: its message and, for a command, the end of what it printed."""
-    message = result.get("msg") or result.get("reason") or result.get("censored") or "no reason was given"
-    if isinstance(message, str):
-        message = message.removeprefix("Task failed: ")
-    command = result.get("cmd")
-    if result.get("rc") and command and "non-zero return code" in str(message):
-        words = command if isinstance(command, str) else " ".join(map(str, command))
-        message = f"{textwrap.shorten(words, 200, placeholder=' ...')} ended with exit status {result['rc']}"
-    lines = said(message, sys.maxsize)
-    for key in ("stderr", "module_stderr", "stdout", "module_stdout"):
-        if result.get(key) and not any(line in lines for line in visible(result[key])[-1:]):
-            return lines + [f"  {line}" for line in visible(result[key])[-10:]]
-    return lines
 
 
 def plain(result: Any) -> Any:

@@ -347,6 +347,7 @@ class Worker(Patient):
             self._sleep(deadline - time.monotonic())
         return "worker_stopped" if self._stopping else ""
 
+
 def _stamp(path: str) -> str:
     """Return what changes when a file is replaced."""
     try:

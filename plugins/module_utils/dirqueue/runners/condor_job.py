@@ -30,6 +30,8 @@ _SLACK = 60.0
 _SUBMITS = {"SAGEQUEUE_SUBMITS": "1"}
 # Status of a job, as condor_q says it.
 _REMOVED = "3"
+
+
 class CondorJob(Runner, name="condor_job"):
     """Has HTCondor run commands."""
 
