@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from .dirqueue import definitions
 from .dirqueue.errors import QueueError
 from .dirqueue.jobset import Jobset
-from .dirqueue.layout import Layout, probe
+from .dirqueue.layout import Layout, probe, write_whole
 
 
 class Host(NamedTuple):
@@ -94,11 +94,7 @@ def remember(host: Host, present: bool, check: bool) -> list[dict[str, str]]:
         return []
     if present and not check:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.new", "w", encoding="utf-8") as file:
-            file.write(after)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
+        write_whole(path, after)
     elif not check:
         os.unlink(path)
     return [{"before_header": path, "after_header": path, "before": before, "after": after}]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Optional
 
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import write_whole
 
 POLICIES = ("sequential", "random", "smart", "frugal")
 # A job that is in the record, and that its host has not been seen to hold yet.
@@ -104,18 +105,8 @@ class Record:
 
     def save(self) -> None:
         """Write it, durably, before anything is done that it speaks of."""
-        new = f"{self.path}.new"
         try:
-            with open(new, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-                json.dump({key: getattr(self, key) for key in ("policy", "hosts", "moving", "away", "jobs")}, file, indent=0)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(new, self.path)
-            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            write_whole(self.path, json.dumps({key: getattr(self, key) for key in ("policy", "hosts", "moving", "away", "jobs")}, indent=0))
         except OSError as exc:
             raise QueueError(f"{explain(exc, self.path)}; no job was placed") from exc
 

@@ -9,13 +9,13 @@ back with the host (enable), and what runs where and what it said (status, journ
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 
 from .._host import Host, others
 from ..dirqueue.errors import QueueError
 from ..dirqueue.jobset import Jobset
+from ..dirqueue.layout import write_whole
 
 
 def instances(jobset: Jobset) -> list[str]:
@@ -118,18 +118,7 @@ class Supervisor:
             before = ""
         self.diff.append({"before_header": path, "after_header": path, "before": before, "after": text})
         if not self.check:
-            temporary = f"{path}.{os.urandom(8).hex()}.new"
-            try:
-                with open(temporary, "x", encoding="utf-8") as file:
-                    os.fchmod(file.fileno(), mode)
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(temporary, path)
-            except OSError:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(temporary)
-                raise
+            write_whole(path, text, mode)
         return True
 
     def remove(self, path: str) -> bool:

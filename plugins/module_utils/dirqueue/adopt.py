@@ -25,7 +25,7 @@ from . import job, owner
 from .backup import plain
 from .errors import MalformedJob, QueueError
 from .job import SUFFIX
-from .layout import STATES, Refused, open_own, sync_folder, write_own
+from .layout import STATES, Refused, open_own, sync_folder, write_whole
 from .queue import Queue
 from .restore import copy_to
 
@@ -192,7 +192,7 @@ def interrupted(older: Older, names: Optional[set[str]] = None) -> set[str]:
     if names is not None and not names <= known:
         known |= names
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        write_own(path, "\n".join(sorted(known)))
+        write_whole(path, "\n".join(sorted(known)))
     return known
 
 

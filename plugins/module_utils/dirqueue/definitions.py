@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 
 from .errors import QueueError, explain, is_shortage, nearest
 from .job import check_name, is_name
 from .jobset import Jobset
-from .layout import Layout, open_own, sync_folder
+from .layout import Layout, open_own, sync_folder, write_whole
 
 # More than any definition needs: what is larger is not read.
 _MAX_BYTES = 1 << 20
@@ -84,19 +83,10 @@ def current_text(root: str, name: str) -> str:
 def store(layout: Layout, jobset: Jobset) -> None:
     """Write a jobset's definition, private to the user, all or nothing."""
     path = path_of(layout.root, jobset.name)
-    temporary = f"{path}.{os.urandom(8).hex()}.new"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(stored_text(jobset))
-            file.flush()
-            os.fsync(fd)
-        os.rename(temporary, path)
-        sync_folder(os.path.dirname(path))
+        write_whole(path, stored_text(jobset))
     except OSError as exc:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
         raise QueueError(f"jobset {jobset.name}: can't write {explain(exc, path)}") from exc
 
 

@@ -105,20 +105,36 @@ def sync_file_system(fd: int) -> None:
         raise OSError(ctypes.get_errno(), "syncfs failed")
 
 
-def write_own(path: str, text: str) -> None:
-    """Write a file of the queue's own that one process at a time writes: whole or not at all, durable on return.
+def write_whole(path: str, text: str, mode: int = 0o600) -> None:
+    """Write a file, in the place of what is there: whole or not at all, durable on return.
 
+    Until it is whole it lies beside that under a hidden name, which ends with .new.
+
+    Args:
+        path: the file; its folder must exist.
+        text: what it is to hold.
+        mode: its permissions, whatever the umask is.
     Raises:
-        OSError: it can't be written.
+        OSError: it can't be written; names the path. What was there is still there, and nothing is left beside it.
     """
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{path}.new")
-    with open(f"{path}.new", "x", encoding="utf-8", opener=open_own) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(f"{path}.new", path)
-    sync_folder(os.path.dirname(path))
+    folder, name = os.path.split(path)
+    staged = os.path.join(folder, f".{name[:200]}.{os.urandom(8).hex()}.new")
+    try:
+        try:
+            fd = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="utf-8") as file:
+                os.fchmod(fd, mode)
+                file.write(text)
+                file.flush()
+                os.fsync(fd)
+            os.rename(staged, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise
+        sync_folder(folder)
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, path) from exc
 
 
 def why_odd(found: os.stat_result, links: bool = False) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from . import owner
 from .errors import MalformedJob, QueueError
 from .jobset import Jobset
-from .layout import Layout, open_own, sync_folder, write_own
+from .layout import Layout, open_own, sync_folder, write_whole
 from .queue import Queue
 from .recovery import recover
 from .runners import make
@@ -139,7 +139,7 @@ class Rebuild:
         return bool(self.notes)
 
     def _note(self) -> None:
-        write_own(path_of(self.root), json.dumps(self.notes, indent=2))
+        write_whole(path_of(self.root), json.dumps(self.notes, indent=2))
 
     def queue(self, name: str) -> Queue:
         """Open a jobset's queue."""

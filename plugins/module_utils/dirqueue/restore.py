@@ -23,7 +23,7 @@ from . import owner
 from .backup import CHUNK, DEFINITION, FORMAT, GATE, HEAD, MANIFEST, clean_up, hidden, kind_of, plain
 from .errors import QueueError
 from .job import SUFFIX
-from .layout import PLACES, open_own, sync_file_system, sync_folder
+from .layout import PLACES, open_own, sync_file_system, sync_folder, write_whole
 from .queue import Queue
 
 # How many members there may be, and how much of the manifest each may take.
@@ -299,7 +299,7 @@ def _place(queue: Queue, ready: str) -> dict[str, Any]:
     queue.sync()
     for folder in (layout.log, layout.malformed, layout.run):
         sync_folder(folder)
-    _write_json(os.path.join(layout.run, "restored.json"), {**about, "restored": owner.now()})
+    write_whole(os.path.join(layout.run, "restored.json"), json.dumps({**about, "restored": owner.now()}))
     done = hidden(ready)
     os.rename(ready, done)
     sync_folder(layout.run)
@@ -331,12 +331,3 @@ def copy_to(source: str, target: str) -> bool:
             os.unlink(staged)
     sync_folder(os.path.dirname(target))
     return True
-
-
-def _write_json(path: str, value: dict[str, Any]) -> None:
-    staged = hidden(path)
-    with open(staged, "x", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(staged, path)

@@ -11,10 +11,11 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, mount_of, probe, sync_file_system
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout, mount_of, probe, sync_file_system, write_whole
 
 ROOT = "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
 
@@ -134,3 +135,51 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 def test_a_file_system_that_is_written_by_nobody() -> None:
     with pytest.raises(QueueError, match="/proc.*can't hold a queue: that a file can be made failed"):
         probe("/proc/sagequeue")
+
+
+def test_a_file_is_written_whole_in_the_place_of_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.symlink_to(tmp_path / "elsewhere")
+    umask = os.umask(0o027)
+    try:
+        write_whole(str(path), "one\n")
+        assert (path.read_text(), stat.S_IMODE(path.lstat().st_mode)) == ("one\n", 0o600) and not path.is_symlink()
+        write_whole(str(path), "Größe\n", 0o644)
+    finally:
+        os.umask(umask)
+    assert (path.read_text(encoding="utf-8"), stat.S_IMODE(path.stat().st_mode)) == ("Größe\n", 0o644)
+    assert os.listdir(tmp_path) == ["notes"]
+
+
+def test_killed_while_a_file_is_written_the_old_one_is_there_or_the_new_one(tmp_path: Path, killed_at: Any) -> None:
+    path = tmp_path / "notes"
+    seen = set()
+    for number in range(1, 100):
+        path.write_text("old")
+        ended = not killed_at(lambda: write_whole(str(path), "new"), number)
+        seen.add(path.read_text())
+        if ended:
+            break
+    assert ended and seen == {"old", "new"}
+
+
+@pytest.mark.parametrize("step", ["open", "fchmod", "fsync", "rename"])
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    path = tmp_path / "notes"
+    path.write_text("old")
+
+    def full(*_words: Any, **_more: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a name that says nothing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            write_whole(str(path), "new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert os.listdir(tmp_path) == ["notes"] and path.read_text() == "old"
+
+
+def test_a_folder_that_is_not_there_is_told_by_the_files_path(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        write_whole(str(tmp_path / "none" / "notes"), "x")
+    assert caught.value.filename == str(tmp_path / "none" / "notes")
