@@ -40,7 +40,7 @@ def test_what_is_written_for_people_needs_no_place() -> None:
     (found,) = told(Task(), {"msg": "Task failed: no room", "invocation": {}, "_ansible_no_log": False})
     assert found.lines == ["no room"] and found.next == 'in the task "role : Write it", x.yml:3; the same command with -v says more'
     assert found.entry == {
-        **{"task": "Write it", "path": f"{os.getcwd()}/x.yml:3", "msg": "no room"},
+        **{"task": "Write it", "path": Task().get_path(), "msg": "no room"},
         "result": {"msg": "Task failed: no room"},
     }
     assert told(Task("ansible.builtin.fail"), {"msg": "no"})[0].next == ""
