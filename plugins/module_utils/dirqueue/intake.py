@@ -102,7 +102,7 @@ class Intake(Records):
                 name = f"{owner.now()}.{os.urandom(4).hex()}".replace(":", "")
                 try:
                     if fresh:
-                        self._publish_batch(name, fresh, time.time_ns())
+                        self._publish_batch(name, fresh, self._last_place())
                     self._make(again)
                 except BaseException as exc:
                     with contextlib.suppress(OSError):
@@ -117,6 +117,15 @@ class Intake(Records):
         for name in known.keys() - {change.name for change in changes}:
             alone.setdefault(known[name], []).append(name)
         return changes + [Change(min(names), state, state, f"left alone: already {state}", len(names)) for state, names in alone.items()]
+
+    def _last_place(self) -> int:
+        """Return the place behind all that is in the queue: now, or the end of a batch, whose jobs are a microsecond apart."""
+        now = time.time_ns()
+        place = now
+        for one in self._batches():
+            with one:
+                place = max(place, min(now, one.place) + one.jobs * 1000)
+        return place
 
     def _known(self, names: list[str]) -> dict[str, str]:
         """Return the state of those of many jobs that exist. The caller holds the lock."""
@@ -157,9 +166,9 @@ class Intake(Records):
 
         Args:
             jobs: names, states (None: new; done or failed: to be redone), values.
-            place: of the first in the queue; None: now.
+            place: of the first in the queue; None: behind all others.
         """
-        first_place = time.time_ns() if place is None else place
+        first_place = self._last_place() if place is None else place
         prefix = os.urandom(8).hex()
         rendered = [job.render(values) for _name, _state, values in jobs]
         redone = [name for name, state, _values in jobs if state]
