@@ -48,7 +48,7 @@ def test_a_node_that_dies_in_mid_run(site):
     assert {line["job"] for line in orphans} == lost
     # As docs/engines.md says: 1.25 * 20 + 15 s, or what Slurm takes to notice; and recover_every. Besides, a job of 40 s may be in between.
     back = max(datetime.fromisoformat(line["ended_at"].replace("Z", "+00:00")).timestamp() for line in orphans)
-    assert back - died < 40 + 5 + 40 + 60
+    assert back - died < 40 + 5 + 40 + 60, site.sh("tail -n 15 /shared/sagequeue/log/long-*.log; cat /shared/work/ledger")
     assert site.never_two_at_once()
     assert all(len(site.last_alive()[job]) == 2 for job in lost)
     site.host("up", victim)
