@@ -32,6 +32,37 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+# The operator's commands beside those of the test itself, in an order that makes sense, each with what it must be told. Those that need a
+# container, an engine or several hosts are left out.
+COMMANDS: dict[str, list[str]] = {
+    "status": [],
+    "list": [],
+    "logs": ["job=quick_off0"],
+    "journal": [],
+    "verify": [],
+    "report": [],
+    "metrics": [],
+    "diag": [],
+    "stop": [],
+    "reset": ["jobs=off0"],
+    "hold": ["jobs=off0"],
+    "release": ["jobs=off0"],
+    "priority": ["jobs=off0", "priority=3"],
+    "request_stop": [],
+    "kill": ["jobs=off0"],
+    "retry_failed": [],
+    "requeue_running": [],
+    "clear_stop": [],
+    "backup": ["file={folder}/quick.tar.gz"],
+    "purge_queue": ["confirm=quick"],
+    "restore": ["file={folder}/quick.tar.gz"],
+    "disable": [],
+    "enable": [],
+    "start": [],
+    "restart": [],
+}
+
+
 def test_the_same_files_give_the_same_bytes(archive: Path, tmp_path: Path) -> None:
     """In another folder, made in another order, at another time, by a user with another umask."""
     other = tmp_path / "elsewhere"
@@ -96,5 +127,9 @@ def test_it_installs_offline_and_works_from_an_empty_folder(archive: Path, tmp_p
     assert "is a batch host" in play("setup", "-e", "jobset=quick")
     assert "4 enqueued" in play("enqueue", "-e", "jobset=quick")
     assert "all 4 jobs are done" in play("progress", "-e", "jobset=quick", "-e", "follow=true")
+    # Files beside a playbook are found by its full name, too.
+    for name, options in COMMANDS.items():
+        words = [word for option in options for word in ("-e", option.format(folder=new_house.folder))]
+        assert play(name, "-e", "jobset=quick", *words).strip(), name
     assert "is taken down" in play("teardown")
     assert list(nowhere.iterdir()) == []
