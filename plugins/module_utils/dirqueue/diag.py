@@ -95,6 +95,8 @@ class Diag:
         self.notes: list[str] = []
         # Every value that must not be in the archive, of all jobsets and of the container; and the names of those that Podman keeps.
         self.secrets: set[str] = set()
+        # Podman takes its time to say that there is nothing.
+        self.contained = bool(glob.glob(os.path.expanduser("~/.config/containers/systemd/*"))) or not definitions.defined(self.root)
         self.kept: set[str] = {f"{self.container}-jupyter-token"}
         self._find_secrets()
 
@@ -104,10 +106,12 @@ class Diag:
                 one = definitions.load(self.root, name)
             except (QueueError, OSError) as exc:
                 self.notes.append(f"jobset {name}: {explain(exc, name)}")
+                self.contained = True
                 # What can't be understood may hold secrets all the same: none of it is taken, but what looks like one is looked for.
                 with contextlib.suppress(QueueError):
                     self.secrets.update(re.findall(r'"((?:[^"\\]|\\.){4,})"', definitions.current_text(self.root, name)))
                 continue
+            self.contained = self.contained or one.runner not in ("process", "condor_job")
             self.secrets.update(one.secrets.values())
             self.secrets.update(value for key, value in one.environment.items() if _SECRET_NAME.search(key))
             self.kept.update(one.podman_secrets.values())
@@ -162,7 +166,8 @@ class Diag:
         """Collect everything; what can't be had is noted, and no error."""
         tasks: dict[str, Callable[[], str]] = {}
         windows = WSL if wsl.is_wsl() else {}
-        for folder, commands in (("container", CONTAINER), ("units", UNITS), ("host", HOST), ("disk", DISK), ("wsl", windows)):
+        containers = CONTAINER if self.contained else {}
+        for folder, commands in (("container", containers), ("units", UNITS), ("host", HOST), ("disk", DISK), ("wsl", windows)):
             for name, argv in commands.items():
                 tasks[f"{folder}/{name}.txt"] = lambda argv=argv: self._command([self._fill(word) for word in argv])  # type: ignore[misc]
         for folder, patterns in FILES.items():
@@ -174,7 +179,7 @@ class Diag:
         tasks["disk/root.txt"] = lambda: self._command(["df", "-hT", self.root]) + self._command(["df", "-i", self.root])
         tasks["disk/size.txt"] = lambda: self._command(["du", "-x", "-d", "2", "-h", os.path.join(self.root, "var")])
         tasks["host/environment.txt"] = self._environment
-        tasks["container/inspect.txt"] = self._inspect
+        tasks["container/inspect.txt"] = self._inspect if self.contained else lambda: "(no jobset on this host asks for a container)\n"
         for name in self.names:
             tasks[f"queues/{name}/queue.txt"] = lambda name=name: self._queue(name)  # type: ignore[misc]
             tasks[f"queues/{name}/definition.json"] = lambda name=name: self._definition(name)  # type: ignore[misc]
@@ -184,7 +189,7 @@ class Diag:
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             # What takes longest comes first.
             found = pool.map(self._task, tasks.values())
-            asked = pool.map(self._ask_for, self.kept)
+            asked = pool.map(self._ask_for, self.kept if self.contained else [])
             self.parts.update(zip(tasks, found))
             list(asked)
 

@@ -159,6 +159,20 @@ def test_a_definition_that_cannot_be_read_gives_nothing_away(host: Host) -> None
     assert [text for text in texts if "jobset t: " in text]
 
 
+def test_podman_is_asked_only_where_something_is_contained(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def contained() -> list[str]:
+        collected = diag.Diag(str(host.root))
+        collected.collect()
+        return sorted(name for name in collected.parts if name.startswith("container/"))
+
+    monkeypatch.setenv("HOME", str(host.base))
+    assert "container/podman-info.txt" in contained(), "nothing is set up yet"
+    host.define()
+    assert contained() == ["container/inspect.txt"]
+    host.define("run", runner="podman_run", image="x")
+    assert "container/podman-info.txt" in contained()
+
+
 def test_it_says_where_it_cannot_be_written(host: Host) -> None:
     host.define()
     (host.base / "file").touch()
