@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from datetime import datetime
 
+from batch_site import ROOT
+from cluster_site import Cluster
 from cluster_tests import EveryEngine
 
 
@@ -103,6 +106,29 @@ def test_a_drained_node_keeps_no_job_and_is_taken_away(site):
     site.play("pool")
     site.play("drain", node=node, resume=True)
     site.until(lambda: "drain" not in nodes(site) and node in nodes(site), 60, "it may have workers")
+
+
+def test_real_sage_jobs_in_containers_on_the_nodes(site):
+    """The controller builds the image, and makes the file of it that the nodes run by Apptainer, as the user."""
+    subprocess.run([str(ROOT / "tests/host/give-sage-base"), site.name], check=True, stdin=subprocess.DEVNULL)
+    for host in site.hosts:
+        # A mirror that is a copy may be some days old.
+        valid = "/etc/apt/apt.conf.d/90-old-mirror"
+        site.host("exec", host, "sh", "-c", f"echo 'Acquire::Check-Valid-Until \"false\";' >{valid}")
+    site.jobsets["contained"] = {**Cluster.SAGE, "runner": "apptainer"}
+    site.write_inventory()
+    site.play("pool")
+    site.play("setup")
+    image = site.sh("podman image inspect --format '{{.Id}}' localhost/sagequeue-sagemath:10.7-pycryptosat")
+    assert image in site.sh("cat /shared/sagequeue/images/sagemath.sif.digest")
+    # What the jobs without a container have kept would be their own result.
+    site.sh("rm -f /shared/work/state_*")
+    site.play("enqueue", jobset="contained")
+    site.until_counts("contained", done=3, seconds=400)
+    logs = site.sh("cat /shared/sagequeue/var/contained/log/contained_off*.log")
+    assert logs.count("verdict=UNSAT") == 9 and "verdict=SAT" not in logs
+    assert site.sh("stat --format=%U /shared/work/state_petersen_r1_stride3_off0.txt") == "researcher"
+    assert site.play("setup").changed == []
 
 
 def test_an_existing_installation_is_left_alone(site):
