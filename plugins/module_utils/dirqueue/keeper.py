@@ -110,7 +110,7 @@ class Keeper(Worker):
 
     def _adopt(self) -> None:
         """Take over the jobs of a keeper that has ended."""
-        for claim in self.queue.adopt(lasting(self.queue, self.runner), self.holder):
+        for claim in self.queue.adopt(lasting(self.queue, self.runner, ended=True), self.holder):
             self._flights[claim.id] = _Flight(claim, tried=True)
             self.log(f"job {claim.name}: picked up where it is in HTCondor")
             self._note(claim, f"picked up by worker {self.name}")

@@ -74,7 +74,7 @@ def recover(
                     changes.append(Change(name, "running", "running", _LASTS))
                     continue
                 changes.append(queue.recover(name, holder, end, check))
-                if changes[-1].new_state != "running" and not check:
+                if changes[-1].changed and not check:
                     log(f"job {name}: running -> {changes[-1].new_state} ({changes[-1].reason})")
             if not check:
                 _clean(queue, log)
@@ -85,11 +85,10 @@ def recover(
 
 def _kept(queue: Queue, runner: Runner, wanted: list[dict[str, str]]) -> set[str]:
     """Return which claims of dead workers go on by themselves, and may."""
-    found = runner.lasting(*wanted) if wanted else set()
-    return {claim for claim in found if not queue.kill_request(claim)}
+    return {claim for claim in runner.lasting(*wanted) if not queue.kill_request(claim)}
 
 
-def lasting(queue: Queue, runner: Runner, ended: bool = True) -> dict[str, str]:
+def lasting(queue: Queue, runner: Runner, ended: bool) -> dict[str, str]:
     """Return the jobs of dead workers that go on by themselves (ended: or have ended so), by claim."""
     found = queue.orphans()
     claims = runner.lasting(*(carried(queue.layout, name, claim) for claim, name in found.items()), ended=ended)
@@ -106,8 +105,6 @@ def put_back(queue: Queue, runner: Runner) -> list[str]:
     Raises:
         NotReady: they can't be ended now; nothing has changed.
     """
-    if not runner.keeps:
-        return []
     holder = owner.Holder(queue.layout.workers, "stop")
     try:
         claims = queue.adopt(lasting(queue, runner, ended=False), holder)

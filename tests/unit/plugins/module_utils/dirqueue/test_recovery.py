@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner, recovery
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Runner, make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.store import Change
 
 # It runs for ever, as often as it is started, until the file go is there.
@@ -264,3 +265,116 @@ def test_old_leftovers_in_staging_are_removed(host: Any, killed_at: Any, monkeyp
     monkeypatch.setattr(recovery.time, "time", lambda: real() + 3700)
     bring_back(queue)
     assert left and os.listdir(queue.layout.staging) == ["link"]
+
+
+@pytest.mark.parametrize(("age", "stays"), [(3599.5, True), (3600.5, False)])
+def test_an_hour_is_the_age_of_a_leftover(host: Any, monkeypatch: pytest.MonkeyPatch, age: float, stays: bool) -> None:
+    host.define()
+    queue = host.queue()
+    left = Path(queue.layout.staging, "left")
+    left.touch()
+    monkeypatch.setattr(recovery.time, "time", lambda: left.lstat().st_ctime + age)
+    bring_back(queue)
+    assert left.exists() == stays
+
+
+def test_an_orphan_that_is_taken_away_meanwhile_is_not_counted(host: Any) -> None:
+    host.define()
+    queue = host.queue()
+    for name in "abc":
+        host.put("running", name)
+    runner = make(queue.layout, queue.jobset)
+
+    def end(carries: dict[str, str]) -> None:
+        # By hand, while the first is being recovered.
+        host.path("running", "b").unlink(missing_ok=True)
+        if host.path("running", "c").exists():
+            host.path("running", "c").rename(host.path("done", "c"))
+
+    runner.end = end  # type: ignore[assignment, method-assign]
+    said: list[str] = []
+    assert [(change.name, change.new_state) for change in recover(queue, runner, log=said.append)] == [("a", "pending")]
+    assert host.states() == {"a": "pending", "c": "done"} and said == ["job a: running -> pending (orphan: no readable owner record)"]
+
+
+def test_the_lock_of_a_worker_that_may_live_on_another_host_stays(host: Any) -> None:
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    holder = owner.Holder(queue.layout.workers, "t-1", lease=60)
+    # It was cut off a moment ago: the file server has let its lock go, and it may not know yet.
+    holder._record = holder._record.replace(b"OWNER_HOST=", b"OWNER_HOST=not-")
+    assert queue.claim(holder)
+    os.close(holder._fd)
+    for _look in range(2):
+        assert bring_back(queue) == [] and host.states() == {"a": "running"}
+        assert os.listdir(queue.layout.workers) == [holder.lock]
+
+
+# ---- what goes on without its worker -------------------------------------------------------------------------------
+
+
+class Lasting(Runner):
+    """A runner whose commands need no worker to go on. It runs none: a test says which claims go on, and which have ended so."""
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__(queue.layout, queue.jobset)
+        self.going: set[str] = set()
+        self.over: set[str] = set()
+        self.told_to_end: list[str] = []
+
+    def lasting(self, *wanted: dict[str, str], ended: bool = True) -> set[str]:
+        return {one["SAGEQUEUE_CLAIM"] for one in wanted} & (self.going | (self.over if ended else set()))
+
+    def end(self, *wanted: dict[str, str]) -> None:
+        if not wanted:
+            raise NotReady("it does not answer")
+        self.told_to_end += [one["SAGEQUEUE_CLAIM"] for one in wanted]
+
+
+@pytest.fixture
+def left(host: Any) -> Any:
+    """A queue, its runner, and the claims of three jobs a, b, c whose workers are dead."""
+    host.define()
+    queue = host.queue()
+    for name in "abc":
+        host.put("pending", name, "ATTEMPTS=2\n")
+        assert host.dead_claimer() == name
+    return queue, Lasting(queue), {name: queue.owner_of(name)["OWNER_CLAIM"] for name in "abc"}
+
+
+def test_what_goes_on_is_left_to_the_next_worker_unless_somebody_wants_it_ended(host: Any, left: Any) -> None:
+    queue, runner, claims = left
+    runner.going = {claims["a"], claims["c"]}
+    queue.kill(["c"], "anna")
+    said: list[str] = []
+    became = {"a": "running", "b": "pending", "c": "failed"}
+    for check in (True, False):
+        changes = recover(queue, runner, check=check, log=said.append)
+        assert {change.name: change.new_state for change in changes} == became
+        assert "left alone: it goes on" in changes[0].reason
+        assert sorted(runner.told_to_end) == ([] if check else sorted([claims["b"], claims["c"]]))
+    assert host.states() == became and host.values("c")["REASON"] == "killed"
+    assert [line.partition(":")[0] for line in said if line.startswith("job")] == ["job b", "job c"]
+    assert recovery.lasting(queue, runner, ended=True) == {claims["a"]: "a"}
+
+
+def test_what_goes_on_although_its_end_was_recorded_is_brought_to_that_end(host: Any, left: Any) -> None:
+    queue, runner, claims = left
+    runner.going = set(claims.values())
+    queue._overwrite("running", "b", {"CLAIM": claims["b"], "RESULT": "failed", "REASON": "timeout"})
+    assert {change.name: change.new_state for change in recover(queue, runner)} == {"a": "running", "b": "failed", "c": "running"}
+
+
+def test_an_operator_who_stops_ends_what_goes_on_and_leaves_what_has_ended(host: Any, left: Any) -> None:
+    queue, runner, claims = left
+    runner.going, runner.over = {claims["a"]}, {claims["b"]}
+    assert recovery.put_back(queue, runner) == ["a"] and runner.told_to_end == [claims["a"]]
+    values = host.values("a")
+    assert (values["REASON"], values["ATTEMPTS"], "RECOVERIES" in values) == ("worker_stopped", "2", False)
+    assert host.states() == {"a": "pending", "b": "running", "c": "running"}
+    # For whoever works next, to record how it ended.
+    assert recovery.lasting(queue, runner, ended=True) == {claims["b"]: "b"} and queue.why_orphan("c")
+    runner.going.clear()
+    # Nothing has to be ended any more, so it need not answer.
+    assert recovery.put_back(queue, runner) == [] and len(os.listdir(queue.layout.workers)) == 3
