@@ -167,12 +167,11 @@ class Queue(Order):
             values: dict[str, str] = {}
             with contextlib.suppress(FileNotFoundError, MalformedJob):
                 values = self.read("running", claim.name)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), self.lock():
                 if values.get("CLAIM") == claim.id:
-                    self._carry_out([_Ended(claim.name, values)])
+                    self._carry_out([_Ended(claim.name, values)], locked=True)
                 else:
-                    with self.lock():
-                        self._rename(claim.name, "running", "pending")
+                    self._rename(claim.name, "running", "pending")
             self._disown(claim.name)
         self._stuck = None
 

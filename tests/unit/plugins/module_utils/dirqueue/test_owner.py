@@ -5,10 +5,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,16 +70,24 @@ def test_a_pid_that_is_another_program_now(host: Any, folder: str) -> None:
     process, record = held(host, folder)
     process.kill()
     process.wait()
-    reused = {**record, "OWNER_PID": str(os.getpid())}
-    assert "is now another program" in owner.why_dead(reused, folder)
+    with subprocess.Popen(["sleep", "60"]) as later:
+        for other in (os.getpid(), later.pid):
+            assert "is now another program" in owner.why_dead({**record, "OWNER_PID": str(other)}, folder)
+        later.kill()
 
 
-def test_another_boot(host: Any, folder: str) -> None:
+@pytest.mark.parametrize("digit", "0f")
+def test_another_boot(host: Any, folder: str, digit: str) -> None:
     _process, record = held(host, folder)
-    assert "started anew" in owner.why_dead({**record, "OWNER_BOOT": "00000000-0000-0000-0000-000000000000"}, folder)
+    assert "started anew" in owner.why_dead({**record, "OWNER_BOOT": digit * 8 + "-0000-0000-0000-000000000000"}, folder)
 
 
-@pytest.mark.parametrize("where", [{"OWNER_HOST": "elsewhere"}, {"OWNER_MACHINE": "other"}, {"OWNER_PIDNS": "pid:[1]"}])
+@pytest.mark.parametrize(
+    "where",
+    [{key: value} for key, values in {
+        "OWNER_HOST": ("-", "~"), "OWNER_MACHINE": ("-", "~"), "OWNER_PIDNS": ("pid:[1]", "pid:[9999999999]")
+    }.items() for value in values],
+)  # fmt: skip
 def test_where_pids_mean_nothing_the_lock_decides(host: Any, folder: str, where: dict[str, str]) -> None:
     process, record = held(host, folder)
     record = {**record, **where}
@@ -88,8 +100,6 @@ def test_where_pids_mean_nothing_the_lock_decides(host: Any, folder: str, where:
 
 
 def test_those_who_look_do_not_take_each_other_for_the_owner(host: Any, folder: str) -> None:
-    import fcntl
-
     process, record = held(host, folder)
     process.kill()
     process.wait()
@@ -160,6 +170,87 @@ def test_who_has_no_descriptors_left_takes_nobody_for_dead(host: Any, folder: st
         assert judged.stdout.read().strip() in ("alive", "unknown")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_may_not_look_at_a_lock_takes_nobody_elsewhere_for_dead(host: Any, folder: str) -> None:
+    process, record = held(host, folder)
+    process.kill()
+    process.wait()
+    for known, said in (({**record, "OWNER_HOST": "elsewhere"}, "alive"), (record, f"process {process.pid} is gone")):
+        judged = host.python(
+            "import json, os, sys\nfrom dirqueue import owner\n"
+            "record, folder = json.loads(sys.argv[1]), sys.argv[2]\n"
+            "owner.why_dead(record, folder)\n"
+            "os.setuid(65534)\n"
+            "print(owner.why_dead(record, folder) or 'alive')\n",
+            json.dumps(known),
+            folder,
+        )
+        assert judged.stdout.read().strip() == said
+
+
+@pytest.mark.parametrize("runs_its_program", [True, False])
+def test_a_child_of_the_dead_that_is_about_to_run_its_program_is_waited_for(host: Any, folder: str, runs_its_program: bool) -> None:
+    process, record = held(host, folder)
+    process.kill()
+    process.wait()
+    # As long as it has not, it has its parent's lock.
+    with open(os.path.join(folder, record["OWNER_LOCK"]), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        runs = threading.Timer(0.3, lock.close)
+        if runs_its_program:
+            runs.start()
+            assert "is gone" in owner.why_dead(record, folder)
+            runs.join()
+        else:
+            assert owner.why_dead(record, folder) == ""
+
+
+def test_to_look_at_one_who_lives_takes_no_time(host: Any, folder: str) -> None:
+    _process, record = held(host, folder)
+    began = time.monotonic()
+    for _look in range(20):
+        assert owner.why_dead({**record, "OWNER_HOST": "elsewhere"}, folder) == ""
+    assert time.monotonic() - began < 10
+
+
+def test_on_the_same_host_a_free_lock_says_enough_however_long_the_lease(folder: str) -> None:
+    holder = owner.Holder(folder, "t-1", lease=60)
+    in_a_container = {**job.parse(holder.record("c1")), "OWNER_PIDNS": "pid:[1]"}
+    assert owner.why_dead(in_a_container, folder) == ""
+    os.close(holder._fd)
+    assert owner.why_dead(in_a_container, folder) == "its lock is free"
+
+
+def test_nobody_else_may_open_a_lock_and_its_note_is_the_last(folder: str) -> None:
+    before = os.umask(0)
+    try:
+        holder = owner.Holder(folder, "t-1")
+    finally:
+        os.umask(before)
+    lock = Path(folder, holder.lock)
+    assert lock.stat().st_mode & 0o7777 == 0o600 and lock.read_text() == ""
+    holder.note("waits for its container\n")
+    holder.note("works\n")
+    assert lock.read_text() == "works\n"
+    holder.release()
+
+
+def test_clean_passes_by_whatever_stays(host: Any, folder: str) -> None:
+    process, record = held(host, folder)
+    process.kill()
+    process.wait()
+    dead = [f"t-{number}.0.lock" for number in range(20)]
+    named = {f"n-{number}.0.lock" for number in range(20)}
+    for name in (*dead, *named):
+        shutil.copy(os.path.join(folder, record["OWNER_LOCK"]), os.path.join(folder, name))
+    for number in range(20):
+        Path(folder, f"note {number}").touch()
+        Path(folder, f"l-{number}.0.lock").symlink_to("nowhere")
+    owner.clean(folder, named, lambda text: None)
+    left = os.listdir(folder)
+    assert named < set(left) and len(left) == 60 and not set(dead) & set(left)
+
+
 def test_clean_removes_the_locks_of_the_dead_only(host: Any, folder: str) -> None:
     _alive, living = held(host, folder)
     dead, gone = held(host, folder)
@@ -226,6 +317,14 @@ def test_a_commands_name_can_not_confuse(tmp_path: Path) -> None:
         process.kill()
 
 
+def test_when_a_process_started() -> None:
+    before = time.clock_gettime(time.CLOCK_BOOTTIME)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        started = int(owner.process_start(process.pid)) / os.sysconf("SC_CLK_TCK")
+        process.kill()
+    assert before - 1 < started < time.clock_gettime(time.CLOCK_BOOTTIME) + 1
+
+
 def test_now_sorts_as_text() -> None:
     stamps = [owner.now() for _ in range(1000)]
     assert stamps == sorted(stamps)
@@ -234,6 +333,7 @@ def test_now_sorts_as_text() -> None:
 
 def test_stamps_and_labels_of_holders(folder: str) -> None:
     assert owner.seconds_of("1970-01-02T00:00:00.250Z") == 86400.25 and owner.seconds_of("1970-01-02T00:00:00Z") == 86400
+    assert owner.stamp(1.25) == "1970-01-01T00:00:01.250Z" and owner.stamp(86399.9995) == "1970-01-01T23:59:59.999Z"
     assert owner.seconds_of("noon") == owner.seconds_of("") == 0.0
     holders = [owner.Holder(folder, label) for label in ("t-2", "a.b-1")]
     Path(folder, "notes.txt").touch()

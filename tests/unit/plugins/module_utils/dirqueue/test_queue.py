@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import queue as queue_module
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import LostClaim, MalformedJob, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
@@ -242,6 +243,15 @@ def test_each_of_500_jobs_is_claimed_once_by_four_processes(host: Any, queue: Qu
     assert len(host.owners()) == (500 if then == "keep" else 0)
     if then == "finish":
         assert sorted(line["job"] for line in host.history()) == sorted(names)
+
+
+def test_a_claimer_who_finds_its_list_taken_by_others_looks_again(queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([("a", {})])
+    assert queue.look()
+    # Another one is about to move it to running, and a job has come since.
+    assert queue._own("a", holder.record("0" * 32), "0" * 32)
+    queue.enqueue([("b", {})])
+    assert queue.claim(holder).name == "b"
 
 
 def test_a_claimer_that_died_before_its_job_ran(host: Any, queue: Queue, holder: owner.Holder) -> None:
@@ -636,6 +646,21 @@ def test_an_owner_record_is_used_again(host: Any, queue: Queue, holder: owner.Ho
     assert os.listdir(queue.layout.staging) == []
 
 
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_many_that_have_ended_cost_no_more_syncs_than_a_few(
+    queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """One alone does not wait for all that others write to the disk."""
+    queue.enqueue([(f"n{number}", {}) for number in range(count)])
+    for _job in range(count):
+        queue.end(queue.claim(holder), "done", {"REASON": "ok"})
+    calls = []
+    for module, name in ((os, "fsync"), (queue_module, "sync_file_system")):
+        monkeypatch.setattr(module, name, lambda fd, name=name: calls.append(name))
+    queue.commit()
+    assert calls.count("sync_file_system") == (count > 10) and calls.count("fsync") <= 6
+
+
 # ---- history ----------------------------------------------------------------------------------------------------
 
 
@@ -692,6 +717,25 @@ def test_what_a_claim_had_decided_is_carried_out_by_the_next(host: Any, queue: Q
     assert host.states() == {"bad": "running"} and host.values("bad")["REASON"] == "malformed_job"
     history.rmdir()
     assert queue.claim(holder) is None and host.states() == {"bad": "failed"} and host.owners() == []
+    assert [line["reason"] for line in host.history()] == ["malformed_job"]
+
+
+def test_what_a_claim_had_recorded_is_not_recorded_twice(
+    host: Any, queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A malformed job whose end is in the history already, and which then could not be moved."""
+    host.put("pending", "bad", "nonsense\n")
+
+    def fail(name: str, source: str, target: str, sync: bool = True) -> None:
+        if target == "failed":
+            raise OSError(5, "Input/output error")
+        Queue._rename(queue, name, source, target, sync)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output error"):
+        patched.setattr(queue, "_rename", fail)
+        queue.claim(holder)
+    assert host.states() == {"bad": "running"} and len(host.history()) == 1
+    assert queue.claim(holder) is None and host.states() == {"bad": "failed"}
     assert [line["reason"] for line in host.history()] == ["malformed_job"]
 
 

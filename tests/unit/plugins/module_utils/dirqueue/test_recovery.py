@@ -151,6 +151,13 @@ def test_a_poison_job_fails_after_so_many_workers(host: Any) -> None:
     assert queue.retry()[0].new_state == "pending" and host.values("a")["RECOVERIES"] == "0"
 
 
+def test_a_job_that_was_recovered_more_often_than_is_allowed_now_fails(host: Any) -> None:
+    host.define(recoveries=3)
+    host.put("running", "a", "RECOVERIES=7\n")
+    assert [change.new_state for change in bring_back(host.queue())] == ["failed"]
+    assert host.values("a")["REASON"] == "too_many_recoveries" and "8 times" in host.values("a")["DETAIL"]
+
+
 def test_a_job_that_solved_before_its_worker_died_is_done(host: Any) -> None:
     host.define(stride=2)
     queue = host.queue()
