@@ -247,6 +247,8 @@ def test_each_of_500_jobs_is_claimed_once_by_four_processes(host: Any, queue: Qu
 
 def test_a_claimer_who_finds_its_list_taken_by_others_looks_again(queue: Queue, holder: owner.Holder) -> None:
     queue.enqueue([("a", {})])
+    # Nothing was held or released for long, so its list stays as it is.
+    os.utime(queue.layout.held, (1000, 1000))
     assert queue.look()
     # Another one is about to move it to running, and a job has come since.
     assert queue._own("a", holder.record("0" * 32), "0" * 32)
@@ -652,11 +654,12 @@ def test_many_that_have_ended_cost_no_more_syncs_than_a_few(
 ) -> None:
     """One alone does not wait for all that others write to the disk."""
     queue.enqueue([(f"n{number}", {}) for number in range(count)])
-    for _job in range(count):
-        queue.end(queue.claim(holder), "done", {"REASON": "ok"})
+    claims = [queue.claim(holder) for _job in range(count)]
     calls = []
     for module, name in ((os, "fsync"), (queue_module, "sync_file_system")):
         monkeypatch.setattr(module, name, lambda fd, name=name: calls.append(name))
+    for claim in claims:
+        queue.end(claim, "done", {"REASON": "ok"})
     queue.commit()
     assert calls.count("sync_file_system") == (count > 10) and calls.count("fsync") <= 6
 
