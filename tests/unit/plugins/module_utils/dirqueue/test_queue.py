@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, owner
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import queue as queue_module
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import LostClaim, MalformedJob, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
@@ -646,22 +645,6 @@ def test_an_owner_record_is_used_again(host: Any, queue: Queue, holder: owner.Ho
     assert len(inodes) == 1
     queue.close()
     assert os.listdir(queue.layout.staging) == []
-
-
-@pytest.mark.parametrize("count", [1, 3, 40])
-def test_many_that_have_ended_cost_no_more_syncs_than_a_few(
-    queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    """One alone does not wait for all that others write to the disk."""
-    queue.enqueue([(f"n{number}", {}) for number in range(count)])
-    claims = [queue.claim(holder) for _job in range(count)]
-    calls = []
-    for module, name in ((os, "fsync"), (queue_module, "sync_file_system")):
-        monkeypatch.setattr(module, name, lambda fd, name=name: calls.append(name))
-    for claim in claims:
-        queue.end(claim, "done", {"REASON": "ok"})
-    queue.commit()
-    assert calls.count("sync_file_system") == (count > 10) and calls.count("fsync") <= 6
 
 
 # ---- history ----------------------------------------------------------------------------------------------------
