@@ -209,7 +209,7 @@ def test_to_look_at_one_who_lives_takes_no_time(host: Any, folder: str) -> None:
     _process, record = held(host, folder)
     began = time.monotonic()
     for _look in range(20):
-        assert owner.why_dead({**record, "OWNER_HOST": "elsewhere"}, folder) == ""
+        assert owner.why_dead({**record, "OWNER_HOST": "elsewhere"}, folder) == "" and owner.living(folder) == ["t-1"]
     assert time.monotonic() - began < 10
 
 
@@ -245,7 +245,7 @@ def test_clean_passes_by_whatever_stays(host: Any, folder: str) -> None:
         shutil.copy(os.path.join(folder, record["OWNER_LOCK"]), os.path.join(folder, name))
     for number in range(20):
         Path(folder, f"note {number}").touch()
-        Path(folder, f"l-{number}.0.lock").symlink_to("nowhere")
+        Path(folder, f"l-{number}.0.lock").symlink_to("note 0")
     owner.clean(folder, named, lambda text: None)
     left = os.listdir(folder)
     assert named < set(left) and len(left) == 60 and not set(dead) & set(left)
@@ -323,6 +323,27 @@ def test_when_a_process_started() -> None:
         started = int(owner.process_start(process.pid)) / os.sysconf("SC_CLK_TCK")
         process.kill()
     assert before - 1 < started < time.clock_gettime(time.CLOCK_BOOTTIME) + 1
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+
+        def late(path: str, **more: Any) -> Any:
+            file = open(path, **more)  # noqa: SIM115
+            process.kill()
+            process.wait()
+            return file
+
+        monkeypatch.setattr(owner, "open", late, raising=False)
+        assert owner.process_start(process.pid) == ""
+
+
+def test_where_namespaces_are_not_shown_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: str) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "readlink", fail)
+    assert owner.pid_namespace() == ""
 
 
 def test_now_sorts_as_text() -> None:

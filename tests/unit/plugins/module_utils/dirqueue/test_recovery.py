@@ -370,7 +370,8 @@ def test_what_goes_on_although_its_end_was_recorded_is_brought_to_that_end(host:
     queue, runner, claims = left
     runner.going = set(claims.values())
     queue._overwrite("running", "b", {"CLAIM": claims["b"], "RESULT": "failed", "REASON": "timeout"})
-    assert {change.name: change.new_state for change in recover(queue, runner)} == {"a": "running", "b": "failed", "c": "running"}
+    host.put("running", "c", "nonsense\n")
+    assert {change.name: change.new_state for change in recover(queue, runner)} == {"a": "running", "b": "failed", "c": "failed"}
 
 
 def test_an_operator_who_stops_ends_what_goes_on_and_leaves_what_has_ended(host: Any, left: Any) -> None:
