@@ -232,6 +232,8 @@ def test_nobody_else_may_open_a_lock_and_its_note_is_the_last(folder: str) -> No
     holder.note("waits for its container\n")
     holder.note("works\n")
     assert lock.read_text() == "works\n"
+    holder.note("")
+    assert lock.read_text() == ""
     holder.release()
 
 
