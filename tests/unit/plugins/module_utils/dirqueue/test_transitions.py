@@ -225,9 +225,10 @@ def test_how_an_attempt_of_before_ended_is_not_how_this_one_ends(host: Any, queu
 
 @OTHERS
 def test_a_note_of_another_claim_counts_for_nothing(host: Any, queue: Queue, other: str) -> None:
-    claim = abandoned(host, queue, "a")
+    claim = abandoned(host, queue, "a", "X=1\n")
     (Path(queue.layout.staging) / f"result.{claim}").write_text(f"REASON=ok\nCLAIM={other}\nRESULT=done\n")
-    assert brought_back(queue)["a"].new_state == "pending"
+    assert not queue.recorded_end("a")
+    assert brought_back(queue)["a"].new_state == "pending" and host.values("a")["X"] == "1"
 
 
 @pytest.mark.parametrize(("boot", "state"), [("", "done"), ("0", "pending"), ("f", "pending")])
