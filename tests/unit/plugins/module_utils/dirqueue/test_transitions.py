@@ -95,6 +95,20 @@ def test_who_finds_all_that_it_had_listed_gone_looks_again(
     assert queue.claim(holder).name == "b" and host.owners() == ["b.env.owner"]
 
 
+def test_who_finds_one_gone_takes_the_next_that_it_had_listed(
+    host: Any, queue: Queue, holder: owner.Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.enqueue([("a", {}), ("b", {})])
+    assert queue.look()
+    host.path("pending", "a").rename(host.path("done", "a"))
+
+    def fail(_state: str) -> None:
+        raise AssertionError("a claim must not cost more where more jobs wait")
+
+    monkeypatch.setattr(queue, "entries", fail)
+    assert queue.claim(holder).name == "b"
+
+
 def test_a_job_that_is_elsewhere_too_is_named_and_left_and_the_next_is_claimed(host: Any, queue: Queue, holder: owner.Holder) -> None:
     for state in ("pending", "held", "done"):
         os.utime(host.put(state, "a"), (1000, 1000))
