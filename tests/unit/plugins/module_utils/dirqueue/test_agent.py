@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -353,7 +354,9 @@ def test_an_agent_that_does_not_answer_is_not_used(host: Any, container: Contain
     time.sleep(6)
     host.queue().enqueue([("b", {"OFFSET": "0"})])
     wait_for(lambda: host.states()["b"] == "done")
-    os.kill(frozen[0], signal.SIGCONT)
+    with contextlib.suppress(ProcessLookupError):
+        # On a slow machine it has been ended by now.
+        os.kill(frozen[0], signal.SIGCONT)
     wait_for(lambda: not process_start(frozen[0]))
     worker.terminate()
     worker.wait()
