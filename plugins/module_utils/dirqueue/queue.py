@@ -293,7 +293,7 @@ class Queue(Order):
             for state in (*states, "running") if states else ():
                 os.fsync(self._fds[state])
 
-    def reject(self, claim: Claim, reason: str, locked: bool = False) -> None:
+    def reject(self, claim: Claim, reason: str) -> None:
         """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed."""
         entry = claim.name + SUFFIX
         kept = self._kept(claim.name, os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False))
@@ -308,12 +308,12 @@ class Queue(Order):
         values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
         values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
-        self._carry_out([_Ended(claim.name, values)], locked)
+        self._carry_out([_Ended(claim.name, values)])
         self._disown(claim.name)
 
     # ---- recover ------------------------------------------------------------------------------------------------
 
-    def recover(self, name: str, holder: owner.Holder, end: Callable[[str, str], None], check: bool = False) -> Change:
+    def recover(self, name: str, holder: owner.Holder, end: Callable[[str, str], None], check: bool) -> Change:
         """Bring one orphan where it belongs. The caller holds the lock.
 
         Args:
@@ -362,7 +362,7 @@ class Queue(Order):
                     os.unlink(_NOTE + claim, dir_fd=self._fds["staging"])
         except MalformedJob as exc:
             if not check:
-                self.reject(Claim(name, claim, {}), str(exc), locked=True)
+                self.reject(Claim(name, claim, {}), str(exc))
             return Change(name, "running", "failed", f"malformed_job: {exc}")
         return Change(name, "running", values["RESULT"], f"{values['REASON']}: {values.get('DETAIL', '')}")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import time
@@ -47,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 def held(host: Any, folder: Path) -> tuple[subprocess.Popen[str], dict[str, str]]:
     process = host.python(HOLD, str(folder))
-    return process, job.parse("".join(iter(process.stdout.readline, "\n")).encode())
+    return process, job.parse("".join(itertools.takewhile(str.strip, process.stdout)).encode())
 
 
 def left(record: dict[str, str]) -> list[int]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> str:
 
 def held(host: Any, folder: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
     process = host.python(HOLD, folder)
-    return process, job.parse("".join(iter(process.stdout.readline, "\n")).encode())
+    return process, job.parse("".join(itertools.takewhile(str.strip, process.stdout)).encode())
 
 
 def test_a_living_holder(host: Any, folder: str) -> None:
@@ -302,7 +303,7 @@ def test_a_jobs_process_does_not_keep_its_workers_lock(host: Any, folder: str) -
         folder,
     )
     child = process.stdout.readline()
-    text = "".join(iter(process.stdout.readline, "\n"))
+    text = "".join(itertools.takewhile(str.strip, process.stdout))
     process.kill()
     process.wait()
     try:

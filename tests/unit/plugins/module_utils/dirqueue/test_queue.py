@@ -775,8 +775,8 @@ def test_recovery_of_what_is_no_orphan(host: Any, queue: Queue, holder: owner.Ho
     queue.enqueue([("a", {})])
     queue.claim(holder)
     with queue.lock():
-        assert queue.recover("a", holder, end).reason == "left alone: its owner lives"
-        assert queue.recover("b", holder, end) == ("b", None, None, "left alone: no longer running", 1, "", "")
+        assert queue.recover("a", holder, end, check=False).reason == "left alone: its owner lives"
+        assert queue.recover("b", holder, end, check=False) == ("b", None, None, "left alone: no longer running", 1, "", "")
     assert host.states() == {"a": "running"}
 
 
