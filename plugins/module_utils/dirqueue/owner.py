@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import functools
 import os
 import re
 import socket
@@ -32,11 +31,6 @@ _LOCK = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,230}\.lock\Z")
 _EXEC_WAIT = 1.0
 
 
-@functools.lru_cache(maxsize=1)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
 def now() -> str:
     """Return the time in UTC, ISO 8601, to the millisecond."""
     return stamp(time.time())
@@ -44,7 +38,7 @@ def now() -> str:
 
 def stamp(seconds: float) -> str:
     """Return a time, in seconds since 1970, as now() does."""
-    return f"{_second(int(seconds))}.{int(seconds % 1 * 1000):03d}Z"
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1000):03d}Z"
 
 
 def seconds_of(stamp: str) -> float:
@@ -89,7 +83,7 @@ def process_start(pid: int) -> str:
     """Return when a process started, in clock ticks since boot (field 22 of proc(5)'s stat), empty if it is gone."""
     # The second field, the command's name, can hold blanks and parentheses: count from the last one.
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""
+    return fields[19] if fields and fields[0] not in ("Z", "X") else ""
 
 
 class Holder:
@@ -176,14 +170,14 @@ def _free_lock(path: str, gone: bool = False) -> Iterator[bool]:
         return
     try:
         free = False
-        deadline = time.monotonic() + (_EXEC_WAIT if gone else 0.0)
+        deadline = time.monotonic() + _EXEC_WAIT
         while not free:
             try:
                 # Shared, so that two who only look don't take each other for the owner.
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 free = True
             except BlockingIOError:
-                if time.monotonic() >= deadline:
+                if not gone or time.monotonic() >= deadline:
                     break
                 time.sleep(0.005)
         yield free
@@ -227,7 +221,7 @@ def why_dead(record: dict[str, str], folder: str) -> str:
                 why = f"process {pid} is now another program"
     # Whoever was killed while it started a job leaves a child that is about to run it. Until its execve(2) that child can't
     # be told by what it carries, so nobody could end it; but for as long it has the lock, too.
-    with _free_lock(os.path.join(folder, lock), gone=why != "") as free:
+    with _free_lock(os.path.join(folder, lock), gone=bool(why)) as free:
         if not free or why or "OWNER_LEASE" not in record or here:
             return (why or "its lock is free") if free else ""
         silent = _silent(folder, lock)
