@@ -29,6 +29,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
 
 
+def claimed(queue: Queue, holder: owner.Holder) -> list[str]:
+    """Claim all that can be claimed; return the names in that order."""
+    names = []
+    while claim := queue.claim(holder):
+        names.append(claim.name)
+    return names
+
+
 def wait_for(what: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Wait until a call returns something true, and return that."""
     deadline = time.monotonic() + seconds

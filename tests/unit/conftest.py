@@ -11,12 +11,21 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import host, program, small_disk, wait_for  # noqa: F401
 from hypothesis import settings
 
 # The machine may be busy: no deadline for one example.
 settings.register_profile("unit", max_examples=60, deadline=None)
 settings.load_profile("unit")
+
+
+@pytest.fixture
+def holder(queue: Any) -> Iterator[owner.Holder]:
+    """A worker of the test's queue."""
+    made = owner.Holder(queue.layout.workers, "t-1")
+    yield made
+    made.release()
 
 
 def killed_at(call: Callable[[], None], number: int) -> bool:

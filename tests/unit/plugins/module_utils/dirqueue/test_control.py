@@ -18,6 +18,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill impo
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import claimed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,20 +29,6 @@ MANY = 1200
 def queue(host: Any) -> Queue:
     host.define(stride=12)
     return host.queue()
-
-
-@pytest.fixture
-def holder(queue: Queue) -> Any:
-    made = owner.Holder(queue.layout.workers, "t-1")
-    yield made
-    made.release()
-
-
-def claimed(queue: Queue, holder: owner.Holder) -> list[str]:
-    names = []
-    while claim := queue.claim(holder):
-        names.append(claim.name)
-    return names
 
 
 def moved(changes: Any) -> list[tuple[str, Any, Any]]:

@@ -13,26 +13,13 @@ from typing import Any
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import claimed
 
 
 @pytest.fixture
 def queue(host: Any) -> Queue:
     host.define(stride=4)
     return host.queue()
-
-
-@pytest.fixture
-def holder(queue: Queue) -> Any:
-    made = owner.Holder(queue.layout.workers, "t-1")
-    yield made
-    made.release()
-
-
-def claimed(queue: Queue, holder: owner.Holder) -> list[str]:
-    names = []
-    while claim := queue.claim(holder):
-        names.append(claim.name)
-    return names
 
 
 def test_oldest_first(queue: Queue, holder: owner.Holder) -> None:

@@ -18,19 +18,13 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors im
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.tests.unit.batch_host import claimed
 
 
 @pytest.fixture
 def queue(host: Any) -> Queue:
     host.define(stride=4)
     return host.queue()
-
-
-@pytest.fixture
-def holder(queue: Queue) -> Any:
-    made = owner.Holder(queue.layout.workers, "t-1")
-    yield made
-    made.release()
 
 
 def recovered(queue: Queue) -> dict[str, str | None]:
@@ -143,13 +137,6 @@ def test_a_limit_on_file_sizes_and_nothing_is_enqueued(host: Any, queue: Queue) 
 
 
 # ---- claim ------------------------------------------------------------------------------------------------------
-
-
-def claimed(queue: Queue, holder: owner.Holder) -> list[str]:
-    names = []
-    while claim := queue.claim(holder):
-        names.append(claim.name)
-    return names
 
 
 def test_a_job_put_back_keeps_its_place(queue: Queue, holder: owner.Holder) -> None:

@@ -32,13 +32,6 @@ def queue(host: Any) -> Queue:
 
 
 @pytest.fixture
-def holder(queue: Queue) -> Any:
-    made = owner.Holder(queue.layout.workers, "t-1")
-    yield made
-    made.release()
-
-
-@pytest.fixture
 def synced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was synced since, by name; a file system's name is that of the call."""
     names: list[str] = []
