@@ -17,6 +17,11 @@ from ansible_collections.sagequeue.batch.tests.roles.runners.test_container_agen
 SIF = "/home/researcher/sagequeue/images/sagemath.sif"
 
 
+def left(host: Any) -> str:
+    """Return what lies where the file is, and what was left on the way."""
+    return " ".join(host.sh(f"ls {SIF}* /var/tmp | grep -e sagemath -e sagequeue || :").split())
+
+
 @pytest.fixture(scope="session")
 def bare_host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A host with the image of Sage, and without Apptainer."""

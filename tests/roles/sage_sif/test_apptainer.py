@@ -132,7 +132,9 @@ def test_apptainer_killed_in_mid_job_takes_the_job_with_it(sif_host: Any) -> Non
 
 def test_what_it_waits_for(sif_host: Any) -> None:
     sif_host.write("/home/researcher/work/job.sh", b"true")
-    ready = f"{WORKER} >out 2>&1 & worker=$!; for n in $(seq 600); do grep -q waiting out && break; sleep .1; done; kill $worker; cat out;"
+    # What the one before has said must not be taken for what this one says.
+    ready = f"rm -f out; {WORKER} >out 2>&1 & worker=$!; "
+    ready += "for n in $(seq 600); do grep -qs waiting out && break; sleep .1; done; kill $worker; cat out;"
     said = sif_host.sh(f"{RUN.replace('sagemath.sif', 'none.sif')} {ready}", user=USER)
     assert "images/none.sif is not there; setup makes Sage's" in said
     said = sif_host.sh(f"{RUN} rm work/job.sh; {ready}", user=USER)
