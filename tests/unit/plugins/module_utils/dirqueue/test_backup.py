@@ -160,7 +160,7 @@ def test_a_batch_goes_along(host: Any, queue: Queue, elsewhere: Any) -> None:
     assert there.counts() == {"pending": 897, "running": 0, "done": 303, "failed": 0}
 
 
-def test_backups_while_workers_are_at_it(host: Any, queue: Queue, tmp_path: Path, program: Path) -> None:
+def test_backups_while_workers_are_at_it(host: Any, queue: Queue, tmp_path: Path, program: Path, wait_for: Any) -> None:
     """Eight workers claim, finish, fail and give back, somebody enqueues, retries, redoes and removes; each backup holds every job once."""
     host.script("case $JOB_N in *7) exit 3 ;; esac\n")
     host.define(attempts=1)
@@ -185,6 +185,8 @@ def test_backups_while_workers_are_at_it(host: Any, queue: Queue, tmp_path: Path
     thread.start()
     made = []
     try:
+        # On a busy machine workers take their time to begin.
+        wait_for(lambda: queue.counts()["done"])
         while len(made) < 12 or (len(made) < 24 and queue.counts()["done"] < 100):
             made.append(tmp_path / f"{len(made)}.tar.gz")
             backup.backup(queue, str(made[-1]))
