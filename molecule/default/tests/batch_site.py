@@ -20,6 +20,17 @@ SETTINGS = {
 }
 
 
+# A jobset of three short jobs of real Sage, with nine cases together; see give_notebook.
+SAGE = {
+    "script": "rank_boundary_sat_v18.sage",
+    "args": "--graph petersen --rank 1 --solver sat --sat_backend cryptominisat --scan_all_J --want_solution --resume "
+            "--stop_file {gate_file} --progress_every 1",
+    "stride": 3,
+    "state_file": "state_{graph}_r{rank}_stride{stride}_off{offset}.txt",
+    "environment": {"SAGE_NUM_THREADS": "1"},
+}
+
+
 class Play:
     """What a run of a playbook did, from its events."""
 
@@ -116,6 +127,11 @@ class Site:
     def sh(self, script, *, root=False, check=True):
         """The output of a script, run by the host's user in a login session."""
         return self.run("sh", "-euc", script, user=None if root else USER, check=check).stdout.strip()
+
+    def give_notebook(self, host, folder):
+        """Put the program of SAGE into a folder of a host."""
+        source = (ROOT / "files/notebooks" / SAGE["script"]).read_text()
+        subprocess.run([HOST, "exec", host, "-u", USER, "sh", "-c", f"cat >{folder}/{SAGE['script']}"], input=source, text=True, check=True)
 
     def progress(self, jobset):
         return json.loads(self.sh(f"~/sagequeue/bin/sagequeue progress {jobset} --json"))[0]

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import yaml
-from batch_site import HOST, Site
+from batch_site import HOST, SAGE, Site
 
 ROOT = Path(__file__).resolve().parents[3]
 # A job of as many seconds as its key SECONDS says, which notes when it begins and ends, its node, and that it is alive.
@@ -27,17 +27,7 @@ note end
 class Cluster(Site):
     """The hosts, the first of which is the controller and the batch host."""
 
-    SAGE = {
-        "script": "rank_boundary_sat_v18.sage",
-        "args": "--graph petersen --rank 1 --solver sat --sat_backend cryptominisat --scan_all_J --want_solution --resume "
-                "--stop_file {gate_file} --progress_every 1",
-        "workdir": "/shared/work",
-        "stride": 3,
-        "workers": 2,
-        "idle": 5,
-        "state_file": "state_{graph}_r{rank}_stride{stride}_off{offset}.txt",
-        "environment": {"SAGE_NUM_THREADS": "1"},
-    }
+    SAGE = {**SAGE, "workdir": "/shared/work", "workers": 2, "idle": 5}
 
     def __init__(self, engine, folder, jobsets, asked=None):
         self.engine = engine
@@ -86,12 +76,17 @@ class Cluster(Site):
         listed.write_text("".join(f"{jobset}_{n} SECONDS={s}\n" for n, s in enumerate(seconds)))
         return self.play("enqueue", jobset=jobset, jobs_file=str(listed), **more)
 
+    def noted(self):
+        """The lines of the jobs' notes: what, job, pid, host, when."""
+        for line in self.sh("cat /shared/work/ledger 2>/dev/null || true").splitlines():
+            what, job, pid, host, when = line.split()
+            yield what, job, pid, host, float(when)
+
     def ledger(self):
         """What the jobs noted: job, pid, host, when it began and when it ended (None: it did not say)."""
         runs = {}
-        for line in self.sh("cat /shared/work/ledger 2>/dev/null || true").splitlines():
-            what, job, pid, host, when = line.split()
-            runs.setdefault((job, pid, host), {})[what] = float(when)
+        for what, job, pid, host, when in self.noted():
+            runs.setdefault((job, pid, host), {})[what] = when
         return [(job, host, found["begin"], found.get("end")) for (job, _pid, host), found in runs.items()]
 
     def last_alive(self):
@@ -101,10 +96,9 @@ class Cluster(Site):
             name, when = line.split()
             alive[tuple(name.split(".")[1:])] = float(when)
         runs = {}
-        for line in self.sh("cat /shared/work/ledger 2>/dev/null || true").splitlines():
-            what, job, pid, host, when = line.split()
+        for what, job, pid, host, when in self.noted():
             if what == "begin":
-                runs.setdefault(job, []).append((float(when), alive.get((job, pid, host), float(when))))
+                runs.setdefault(job, []).append((when, alive.get((job, pid, host), when)))
         return runs
 
     def never_two_at_once(self):

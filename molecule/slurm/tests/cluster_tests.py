@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-
-from batch_site import HOST, ROOT, USER
-
 
 class EveryEngine:
     """Each test goes on from what the one before it has left."""
@@ -27,9 +23,7 @@ class EveryEngine:
 
     def test_real_sage_jobs(self, site):
         """Each node runs the Sage that setup has put below the root, on the controller."""
-        source = (ROOT / "files/notebooks/rank_boundary_sat_v18.sage").read_text()
-        subprocess.run([HOST, "exec", site.name, "-u", USER, "sh", "-c", "cat >/shared/work/rank_boundary_sat_v18.sage"],
-                       input=source, text=True, check=True)
+        site.give_notebook(site.name, "/shared/work")
         site.play("enqueue", jobset="sage")
         site.until_counts("sage", done=3, seconds=400)
         logs = site.sh("cat /shared/sagequeue/var/sage/log/sage_off*.log")

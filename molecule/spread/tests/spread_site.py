@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import yaml
-from batch_site import HOST, Site
+from batch_site import HOST, SAGE, Site
 
 ROOT = Path(__file__).resolve().parents[3]
 # A job of as many seconds as its key SECONDS says, which notes when it begins and ends.
@@ -18,14 +18,6 @@ end=$(($(date +%s) + ${JOB_SECONDS:-0}))
 while [ "$(date +%s)" -lt "$end" ]; do sleep 0.2; done
 note end
 """
-SAGE = {
-    "script": "rank_boundary_sat_v18.sage",
-    "args": "--graph petersen --rank 1 --solver sat --sat_backend cryptominisat --scan_all_J --want_solution --resume "
-            "--stop_file {gate_file} --progress_every 1",
-    "stride": 3,
-    "state_file": "state_{graph}_r{rank}_stride{stride}_off{offset}.txt",
-    "environment": {"SAGE_NUM_THREADS": "1"},
-}
 COMMON = {"script": "job.sh", "command": ["/bin/sh"], "grace": 3, "recover_every": 5}
 
 

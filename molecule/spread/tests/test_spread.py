@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
-from batch_site import HOST, ROOT, USER
 
 
 def test_jobs_run_on_all_hosts_and_progress_adds_them_up(site):
@@ -21,10 +18,8 @@ def test_jobs_run_on_all_hosts_and_progress_adds_them_up(site):
 
 
 def test_real_sage_jobs(site):
-    source = (ROOT / "files/notebooks/rank_boundary_sat_v18.sage").read_text()
     for host in site.hosts:
-        subprocess.run([HOST, "exec", host, "-u", USER, "sh", "-c", "cat >~/Jupyter/rank_boundary_sat_v18.sage"],
-                       input=source, text=True, check=True)
+        site.give_notebook(host, "~/Jupyter")
     site.play("enqueue", jobset="sage", spread="sequential")
     site.until_all("sage", done=3, seconds=400)
     for host in site.hosts:
