@@ -293,8 +293,14 @@ class Queue(Order):
             for state in (*states, "running") if states else ():
                 os.fsync(self._fds[state])
 
-    def reject(self, claim: Claim, reason: str) -> None:
-        """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed."""
+    def reject(self, claim: Claim, reason: str, locked: bool = False) -> None:
+        """Bring a running job whose file is malformed to failed; the file as it was is kept in run/malformed.
+
+        Args:
+            claim: whose job it is.
+            reason: what is wrong with its file.
+            locked: the caller holds the lock, and may find what a power cut left of an earlier try: its line of the history alone.
+        """
         entry = claim.name + SUFFIX
         kept = self._kept(claim.name, os.stat(entry, dir_fd=self._fds["running"], follow_symlinks=False))
         try:
@@ -308,7 +314,7 @@ class Queue(Order):
         values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
         values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
-        self._carry_out([_Ended(claim.name, values)])
+        self._carry_out([_Ended(claim.name, values)], locked)
         self._disown(claim.name)
 
     # ---- recover ------------------------------------------------------------------------------------------------
@@ -362,7 +368,7 @@ class Queue(Order):
                     os.unlink(_NOTE + claim, dir_fd=self._fds["staging"])
         except MalformedJob as exc:
             if not check:
-                self.reject(Claim(name, claim, {}), str(exc))
+                self.reject(Claim(name, claim, {}), str(exc), locked=True)
             return Change(name, "running", "failed", f"malformed_job: {exc}")
         return Change(name, "running", values["RESULT"], f"{values['REASON']}: {values.get('DETAIL', '')}")
 

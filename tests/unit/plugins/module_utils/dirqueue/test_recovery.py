@@ -187,6 +187,23 @@ def test_a_malformed_orphan_fails(host: Any) -> None:
     assert {c.name: c.new_state for c in bring_back(host.queue())} == {"a": "failed", "b": "pending"}
 
 
+def test_a_malformed_orphan_is_in_the_history_once(host: Any) -> None:
+    """A power cut has kept the line of the history, but not what the job's file had become."""
+    host.define()
+    queue = host.queue()
+    queue.enqueue([("a", {})])
+    host.dead_claimer()
+    host.put("running", "a", "nonsense\n")
+    record = Path(queue.layout.queue, "running", "a.env.owner")
+    held = record.read_bytes()
+    bring_back(queue)
+    host.path("failed", "a").unlink()
+    host.put("running", "a", "nonsense\n")
+    record.write_bytes(held)
+    assert [(c.name, c.new_state) for c in bring_back(queue)] == [("a", "failed")]
+    assert [line["reason"] for line in host.history()] == ["malformed_job"]
+
+
 def test_a_live_job_is_never_touched_however_many_recover(host: Any, wait_for: Any) -> None:
     host.script(LONG)
     host.define()
