@@ -226,6 +226,21 @@ def _batched(world: World, finished: int = 0) -> None:
 _WAITS: dict[str, Places] = {"waits": {"absent": None}, **{name: {"pending": NEW} for name in _BATCHED}}
 
 
+_HALF = _BATCHED[: CHUNK // 2]
+
+
+def _half_done(queue: Queue) -> tuple[owner.Holder]:
+    """Work until it is time to make more files of the batch."""
+    (holder,) = _holder(queue)
+    # What is listed right after the folder held has changed is not kept.
+    time.sleep(0.1)
+    for name in _HALF:
+        claim = queue.claim(holder) if queue.look() else None
+        assert claim and claim.name == name
+        queue.finish(claim, "done", OK)
+    return (holder,)
+
+
 def _held(world: World) -> None:
     with Queue(world.layout, world.jobset) as queue:
         assert queue.hold(["waits"], "test")[0].new_state == "held"
@@ -411,6 +426,13 @@ OPERATIONS: dict[str, Operation] = {
         after={name: {"pending": NEW} for name in _BATCHED},
     ),
     "claim from a batch": Operation(run=lambda queue, began: queue.claim(*began), begin=_holder, prepare=_batched, before=_WAITS),
+    "make files of a batch ahead": Operation(
+        run=lambda queue, began: queue.look(),
+        begin=_half_done,
+        prepare=_batched,
+        before={**_WAITS, **{name: {"pending": NEW, "done": NEW} for name in _HALF}},
+        after={name: {"done": NEW} for name in _HALF},
+    ),
     "claim the last of a batch": Operation(
         run=lambda queue, began: queue.claim(*began),
         begin=_holder,

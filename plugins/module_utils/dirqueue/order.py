@@ -18,7 +18,7 @@ from collections import deque
 from . import batch, job
 from .batch import Batch
 from .control import Control
-from .errors import MalformedJob
+from .errors import MalformedJob, QueueError
 from .job import SUFFIX
 from .jobset import Jobset
 from .layout import Layout
@@ -39,11 +39,16 @@ class Order(Control):
         # The time of pending when it was listed, -1 if that can't be trusted, and until when that holds; the time of held then.
         self._seen = (-1, 0.0)
         self._order = -1
+        # The batch that comes after what was listed, how many of its jobs were files then, and how few names are left when it is time
+        # to make more.
+        self._ahead: tuple[str, int, int] | None = None
 
     def look(self) -> bool:
         """Tell whether there may be something to claim: a job was listed as pending, or is found so now, with an open gate."""
         if not self._names and not self._is_shut():
             self._next_names()
+        elif self._ahead and len(self._names) <= self._ahead[2]:
+            self._issue_ahead(*self._ahead)
         return bool(self._names)
 
     def arm(self) -> bool:
@@ -87,6 +92,7 @@ class Order(Control):
             places.sort(key=(lambda entry: (entry[0], job.natural(entry[1]))) if equal else None)
             first = self._first_batch()
             self._names.extend(name for place, name in places if not first or place < first[0])
+            self._ahead = (first[1], first[2], len(self._names) // 2) if first else None
             if self._names or not first:
                 break
             with self.lock():
@@ -106,8 +112,18 @@ class Order(Control):
         self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
         self._order = order if abs(time.time_ns() - order) > 50_000_000 else -1
 
-    def _first_batch(self) -> tuple[int, str] | None:
-        """Return the place in the queue of the first job that waits in a batch, and that batch's name."""
+    def _issue_ahead(self, name: str, issued: int, _left: int) -> None:
+        """Make files of a batch's next jobs, if nobody has, while some are still listed: later all workers would wait for it."""
+        self._ahead = None
+        # What goes wrong here goes wrong again when there is nothing left to claim, and is said then.
+        with contextlib.suppress(QueueError, OSError), self.lock(wait=False) as locked:
+            if locked:
+                with Batch(self._fds["batches"], name) as one:
+                    if one.issued == issued and one.left:
+                        self._issue(one)
+
+    def _first_batch(self) -> tuple[int, str, int] | None:
+        """Return the place in the queue of the first job that waits in a batch, that batch's name, and how many of its jobs are files."""
         places = []
         for one in self._batches():
             with one:
@@ -117,5 +133,5 @@ class Order(Control):
                     self.refused[f"batches/{one.name}{batch.SUFFIX}"] = str(exc)
                     continue
                 if one.id not in self._bad_batches:
-                    places.append((one.place + one.issued * 1000 - (ahead(jobs[0][1]) if jobs else 0), one.name))
+                    places.append((one.place + one.issued * 1000 - (ahead(jobs[0][1]) if jobs else 0), one.name, one.issued))
         return min(places, default=None)

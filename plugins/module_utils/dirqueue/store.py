@@ -111,12 +111,16 @@ class Store:
         self.close()
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the jobset's lock, waiting for it."""
+    def lock(self, wait: bool = True) -> Iterator[bool]:
+        """Hold the jobset's lock, waiting for it; or, without waiting, say whether it was free."""
         fd = open_own(self.layout.lock, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+            free = True
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                free = False
+            yield free
         finally:
             os.close(fd)
 

@@ -34,6 +34,43 @@ def test_a_batch_in_its_own_order(queue: Queue, holder: owner.Holder) -> None:
     assert claimed(queue, holder) == names
 
 
+def _work(queue: Queue, holder: owner.Holder, jobs: int) -> list[str]:
+    """Look and claim, as a worker does."""
+    done = []
+    while len(done) < jobs and queue.look():
+        claim = queue.claim(holder)
+        assert claim
+        queue.finish(claim, "done", {"REASON": "ok"})
+        done.append(claim.name)
+    return done
+
+
+def test_files_of_a_batch_are_made_before_they_are_needed_by_one_worker_alone(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    names = [f"job{number}" for number in range(batch.LEAST)]
+    queue.enqueue([(name, {}) for name in names])
+    other = host.queue()
+    half = batch.CHUNK // 2
+    assert _work(queue, holder, half) == names[:half]
+    assert other.look() and len(queue.entries("pending")) == half
+    with other.lock():
+        # Nobody waits for it.
+        assert queue.look() and len(queue.entries("pending")) == half
+    assert _work(other, holder, half // 2) == names[half : half + half // 2]
+    assert other.look() and len(queue.entries("pending")) == half // 2 + batch.CHUNK
+    assert _work(queue, holder, 1) == [names[half + half // 2]] and len(queue.entries("pending")) == half // 2 - 1 + batch.CHUNK
+    assert _work(queue, holder, len(names)) == names[half + half // 2 + 1 :] and os.listdir(queue.layout.batches) == []
+
+
+def test_what_keeps_files_from_being_made_is_said_when_they_are_needed(host: Any, queue: Queue, holder: owner.Holder) -> None:
+    queue.enqueue([(f"job{number}", {}) for number in range(batch.LEAST)])
+    assert len(_work(queue, holder, batch.CHUNK // 2)) == batch.CHUNK // 2
+    (path,) = Path(queue.layout.batches).glob("*.batch")
+    text = path.read_bytes()
+    path.write_bytes(text[: len(text) // 2].rpartition(b"\n")[0] + b"\nbad key\n")
+    left = len(_work(queue, holder, batch.LEAST))
+    assert batch.CHUNK // 2 <= left < batch.LEAST // 2 and queue.refused[f"batches/{path.name}"]
+
+
 def test_priority_before_age(queue: Queue, holder: owner.Holder) -> None:
     for name, priority in (("low", "-100"), ("plain", "0"), ("first", "100"), ("second", "1")):
         queue.enqueue([(name, {"PRIORITY": priority})])
