@@ -234,11 +234,19 @@ class Intake(Records):
         """Write a batch, or what is left of it. The caller holds the lock."""
         identity = os.urandom(8).hex()
         head = batch.head(identity, len(lines), place, owner.now())
-        self._stage(identity, (head + "\n".join(lines) + "\n").encode("utf-8"))
-        os.rename(identity, name + batch.SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["batches"])
-        os.fsync(self._fds["batches"])
+        self._put(identity, (head + "\n".join(lines) + "\n").encode("utf-8"), name + batch.SUFFIX)
         # Idle workers look at this folder's time.
         os.utime(os.path.join(self.layout.queue, "pending"))
+
+    def _put(self, staged: str, data: bytes, entry: str) -> None:
+        """Write a file of the folder batches, durably, in the place of what is there; nothing is left where that can't be done."""
+        self._stage(staged, data)
+        try:
+            os.rename(staged, entry, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["batches"])
+        except OSError:
+            os.unlink(staged, dir_fd=self._fds["staging"])
+            raise
+        os.fsync(self._fds["batches"])
 
     def _drop_batch(self, name: str) -> None:
         """Remove a batch, and only then its cursor: without one it would begin anew. The caller holds the lock."""
@@ -260,10 +268,7 @@ class Intake(Records):
         if len(jobs) == one.left:
             self._drop_batch(one.name)
             return
-        staged = f"{one.id}.{os.urandom(8).hex()}"
-        self._stage(staged, cursor)
-        os.rename(staged, one.name + batch.CURSOR, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["batches"])
-        os.fsync(self._fds["batches"])
+        self._put(f"{one.id}.{os.urandom(8).hex()}", cursor, one.name + batch.CURSOR)
 
     def _remove_from_batches(self, names: set[str] | None, check: bool) -> list[Change]:
         """Take pending jobs that are no files yet out of their batches; None: all. The caller holds the lock."""

@@ -105,6 +105,12 @@ def sync_file_system(fd: int) -> None:
         raise OSError(ctypes.get_errno(), "syncfs failed")
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write to a descriptor. What a full disk or a quota cuts short says nothing of why: the next try does."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def write_whole(path: str, text: str, mode: int = 0o600) -> None:
     """Write a file, in the place of what is there: whole or not at all, durable on return.
 

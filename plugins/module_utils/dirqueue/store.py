@@ -22,7 +22,7 @@ from .batch import Batch
 from .errors import MalformedJob, QueueError, is_shortage
 from .job import SUFFIX
 from .jobset import Jobset
-from .layout import PLACES, STATES, Layout, open_own, why_odd
+from .layout import PLACES, STATES, Layout, open_own, why_odd, write_all
 
 _Self = TypeVar("_Self", bound="Store")
 
@@ -350,9 +350,7 @@ class Store:
     def _stage(self, entry: str, data: bytes, sync: bool = True) -> None:
         fd = os.open(entry, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._fds["staging"])
         try:
-            # It may be short, on a disk that is filling up.
-            if os.write(fd, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_all(fd, data)
             if sync:
                 os.fsync(fd)
         except BaseException:
@@ -396,8 +394,7 @@ class Store:
             else:
                 # Whoever was cut short, by a full disk or SIGKILL, left half a line.
                 text = b"\n" + text
-            if os.write(fd, text) != len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            write_all(fd, text)
         finally:
             os.close(fd)
 
