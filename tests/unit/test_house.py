@@ -15,6 +15,8 @@ from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY
 PLUGINS = REPOSITORY / "plugins"
 DIRQUEUE = PLUGINS / "module_utils" / "dirqueue"
 LINES = 300
+TASKS = [path for where in ("roles/*/tasks/*.yml", "playbooks/*.yml", "playbooks/tasks/*.yml") for path in sorted(REPOSITORY.glob(where))]
+TASK_LINES = 60
 ABOUT = ("DOCUMENTATION", "EXAMPLES", "RETURN")
 
 
@@ -33,6 +35,11 @@ def lines_of(path: Path) -> int:
 @pytest.mark.parametrize("path", sorted(PLUGINS.rglob("*.py")), ids=lambda path: str(path.relative_to(PLUGINS)))
 def test_a_file_can_be_read_at_once(path: Path) -> None:
     assert lines_of(path) <= LINES, "split it where its subject splits"
+
+
+@pytest.mark.parametrize("path", TASKS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_a_file_of_tasks_can_be_read_at_once(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= TASK_LINES, "split it where its subject splits"
 
 
 def test_the_page_names_each_file_of_the_library() -> None:
