@@ -418,11 +418,16 @@ class CallbackModule(Default):
                 self._print([json.dumps(self._document, indent=2, ensure_ascii=False, default=str)])
 
 
-def _silent(self: CallbackModule, *_args: Any, **_kwargs: Any) -> None:
-    """Print nothing of it."""
+def _silent(name: str) -> Callable[..., None]:
+    """Return a method of that name which prints nothing."""
+
+    def silent(_self: CallbackModule, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    silent.__name__ = name
+    return silent
 
 
 # Whatever else the default callback prints.
 for _name in [name for name in vars(Default) if name.startswith("v2_") and name not in vars(CallbackModule)]:
-    _silent.__name__ = _name
-    setattr(CallbackModule, _name, _own(_silent))
+    setattr(CallbackModule, _name, _own(_silent(_name)))

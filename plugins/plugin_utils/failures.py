@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, Callable, NamedTuple, Optional
 
+from ansible.playbook.task_include import TaskInclude
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.words import plain, said, visible
 
 # Whose failures are written for people: no more than their message is printed.
@@ -78,7 +79,10 @@ def may_be_rescued(task: Any) -> bool:
     while parent is not None:
         if getattr(parent, "rescue", None) and any(child._uuid == one._uuid for one in parent.block):
             return True
-        child, parent = parent, getattr(parent, "_parent", None)
+        # What is imported stands in the block itself; the import, which is its parent, does not.
+        if not (isinstance(parent, TaskInclude) and parent.statically_loaded):
+            child = parent
+        parent = getattr(parent, "_parent", None)
     return False
 
 

@@ -50,13 +50,18 @@ PLAYBOOK = """
     - name: Go on after a failure
       tags: [say]
       block:
-        - name: Fail, and be rescued
-          ansible.builtin.command: "false"
+        - name: Fail where it is imported, and be rescued
+          ansible.builtin.import_tasks: false.yml
       rescue:
-        - name: Fail, and be ignored
-          ansible.builtin.command: "false"
-          ignore_errors: true
-          register: ignored
+        - name: Go on after another
+          block:
+            - name: Fail where it is included, and be rescued
+              ansible.builtin.include_tasks: false.yml
+          rescue:
+            - name: Fail, and be ignored
+              ansible.builtin.command: "false"
+              ignore_errors: true
+              register: ignored
     - name: Nap
       ansible.builtin.command: sleep {{ nap | default(4) }}
       tags: [never, long]
@@ -141,6 +146,7 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "play.yml").write_text(PLAYBOOK)
+        (folder / "false.yml").write_text('- {name: Fail, ansible.builtin.command: "false"}\n')
         self.hosts("one")
 
     def hosts(self, *names: str) -> None:
