@@ -117,7 +117,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import DEFINITION, define, report, run
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, progress, progress_text
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import MalformedJob
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -151,7 +151,7 @@ def hold(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
         "lines": lines,
         "workers": queue.jobset.workers,
         "stride": queue.jobset.stride,
-        "info": {**found, "line": progress.line(found)},
+        "info": {**found, "line": progress_text.line(found)},
         "seconds_left": found["seconds_left"],
         "counts": found["counts"],
         "settled": found["settled"],

@@ -207,7 +207,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import progress, progress_text
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 
 
@@ -215,7 +215,7 @@ def look(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
     """Return how the queue stands."""
     options = module.params
     found = progress.look(queue, "" if options["depth"] == "auto" else options["depth"], options["rows"])
-    text = {"line": progress.line(found), "text": progress.text(found, options["width"]), "verdict": progress.verdict(found)}
+    text = {"line": progress_text.line(found), "text": progress_text.text(found, options["width"]), "verdict": progress_text.verdict(found)}
     result = {**found, **text, "changed": False}
     if module.params["jobs"]:
         result["jobs"] = progress.jobs(queue)

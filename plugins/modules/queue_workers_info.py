@@ -66,7 +66,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import named, root_of
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, progress, progress_text
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -81,7 +81,7 @@ def look(root: str, name: str, lines: int) -> dict[str, list[str]]:
         try:
             found.append(definitions.load(root, one))
             with Queue(Layout(root, one), found[-1]) as queue:
-                said["queues"].append(progress.line(progress.summary(queue)))
+                said["queues"].append(progress_text.line(progress.summary(queue)))
         except (QueueError, OSError) as exc:
             if name:
                 raise

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.progress import duration
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.progress_text import duration
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.memory import Memory
 
 

@@ -12,7 +12,7 @@ from typing import Any, Optional
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.progress import bar_of, duration
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.progress_text import bar_of, duration
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.spread import PLACED, Record
 
 

@@ -23,7 +23,15 @@ with contextlib.ExitStack() as _instrumented:
         import atheris
 
         _instrumented.enter_context(atheris.instrument_imports(include=["ansible_collections.sagequeue"]))
-    from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, definitions, job, jobset, owner, progress
+    from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import (
+        batch,
+        definitions,
+        job,
+        jobset,
+        owner,
+        progress,
+        progress_text,
+    )
     from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
     from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
     from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -145,7 +153,7 @@ def queue_files(data: bytes) -> None:
     _write(_DEFINITION.gate, parts[1])
     _write(os.path.join(_LAYOUT.queue, "done", "a.env"), parts[2])
     with Queue(_LAYOUT, _DEFINITION) as queue:
-        progress.text(progress.summary(queue))
+        progress_text.text(progress.summary(queue))
         json.dumps(progress.jobs(queue))
 
 

@@ -15,7 +15,7 @@ import sys
 import time
 from typing import Any, Callable, Optional
 
-from . import __version__, definitions, engine, hooks, listing, progress
+from . import __version__, definitions, engine, hooks, listing, progress, progress_text
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
@@ -110,11 +110,11 @@ def _progress(options: argparse.Namespace) -> int:
             sys.stdout.write(json.dumps(found) + "\n")
             sys.stdout.flush()
         elif not options.follow:
-            _say("\n".join(progress.text(one, shutil.get_terminal_size().columns) for one in found))
+            _say("\n".join(progress_text.text(one, shutil.get_terminal_size().columns) for one in found))
         else:
             _follow(found, ended)
         if ended and options.follow and not options.json:
-            _say("\n".join(progress.verdict(one) for one in found))
+            _say("\n".join(progress_text.verdict(one) for one in found))
         if not options.follow or ended:
             return max([status, *(_ENDS.get(one["ended"], 0) for one in found if options.follow)])
         time.sleep(options.interval)
@@ -157,7 +157,7 @@ def _follow(found: list[dict[str, Any]], ended: bool) -> None:
     if sys.stdout.isatty():
         # Not os.get_terminal_size: a terminal may not know its size, and says 0 then.
         size = shutil.get_terminal_size()
-        whole = "\n".join(progress.text(one, size.columns - 1) for one in found)
+        whole = "\n".join(progress_text.text(one, size.columns - 1) for one in found)
         # What has scrolled away can't be written over.
         lines = [line.translate(_HARMLESS)[: size.columns - 1] for line in whole.split("\n")][: max(size.lines - 1, 1)]
         sys.stdout.write(f"\033[{last}A" * bool(last) + "".join(f"\r\033[K{line}\n" for line in lines) + "\033[J")
@@ -167,7 +167,7 @@ def _follow(found: list[dict[str, Any]], ended: bool) -> None:
     news = [(one["counts"], one["gate"], (one["cases"] or {}).get("done")) for one in found]
     if news != last:
         _follow.last = news  # type: ignore[attr-defined]
-        _say("\n".join(progress.line(one).replace("\n", " ") for one in found))
+        _say("\n".join(progress_text.line(one).replace("\n", " ") for one in found))
 
 
 def _metrics(options: argparse.Namespace) -> int:

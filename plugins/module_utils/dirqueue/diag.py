@@ -19,7 +19,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Callable, cast
 
-from . import __version__, definitions, owner, progress, wsl
+from . import __version__, definitions, owner, progress, progress_text, wsl
 from .errors import QueueError, explain
 from .layout import Layout, open_own
 from .queue import Queue
@@ -257,7 +257,7 @@ class Diag:
             with Queue(layout, definitions.load(self.root, name)) as queue:
                 found: dict[str, Any] = progress.summary(queue)
             found["running"] = found["running"][:_ENTRIES]
-            lines += [progress.line(found), json.dumps(found, indent=1)]
+            lines += [progress_text.line(found), json.dumps(found, indent=1)]
         except (QueueError, OSError) as exc:
             lines.append(f"(can't be asked: {explain(exc, layout.base)})")
         for folder in layout.folders():

@@ -17,7 +17,7 @@ from typing import Any, Optional
 from . import job
 from .errors import MalformedJob, QueueError
 from .layout import PLACES, STATES
-from .progress import duration
+from .progress_text import duration
 from .queue import Queue
 from .selection import expression, select, split
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any, Optional
 
-from .progress import duration
+from .progress_text import duration
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1b1f24; --soft: #57606a; --line: #c5ccd3; --card: #f4f6f8; --link: #0550ae;

@@ -12,7 +12,7 @@ from html import escape
 
 from .charts import WORKERS, distribution, gantt, legend, rect, throughput
 from .markup import STYLE, bytes_of, folded, span, table, tag, when
-from .progress import duration
+from .progress_text import duration
 from .report import REASONS, Report
 
 # So many running jobs are listed.

@@ -13,7 +13,7 @@ import socket
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, cases, progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, cases, progress, progress_text
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import MalformedJob, QueueError
 
 PATTERN = "state_{graph}_r{rank}_stride{stride}_off{offset}.txt"
@@ -100,7 +100,7 @@ def test_what_is_no_state_file_is_named_and_nothing_waits(host: Any) -> None:
         str(number): f"in/state{number} is not a regular file" for number in range(4)
     }
     assert found["4"]["done"] == 2 and found["5"]["done"] == 0
-    assert "is not a regular file" in progress.text(progress.look(queue), 120)
+    assert "is not a regular file" in progress_text.text(progress.look(queue), 120)
     # A folder that is a link is not followed, either.
     folder.rename(host.base / "in")
     folder.symlink_to(host.base / "in")
@@ -179,8 +179,8 @@ def test_a_part_that_goes_on_shows_no_wild_rate(host: Any, wait_for: Callable[..
     queue.enqueue(queue.jobset.offset_jobs([1, 2]))
     before = progress.look(queue)
     assert before["cases"]["done"] == 40 and before["cases"]["seconds_left"] is None
-    assert "40/455 cases; the time left is not known yet: too few cases are done" in progress.line(before)
-    assert "no worker runs" in progress.line(before)
+    assert "40/455 cases; the time left is not known yet: too few cases are done" in progress_text.line(before)
+    assert "no worker runs" in progress_text.line(before)
     host.worker("t-1")
     wait_for(lambda: "three more" in host.log("t_off1") if (host.root / "var/t/log/t_off1.log").exists() else False)
     found = progress.look(queue)
@@ -190,7 +190,7 @@ def test_a_part_that_goes_on_shows_no_wild_rate(host: Any, wait_for: Callable[..
     assert 0 < first["rate"] < 3 * 3600 / 0.6
     low, high = found["cases"]["seconds_left"]
     assert 0 < low < high and found["workers"] == 1
-    text = progress.text(found)
+    text = progress_text.text(found)
     assert "t_off1  running  [######--]  43/57" in text and max(map(len, text.split("\n"))) <= 80, text
     json.dumps(found)
     (host.work / "hold").unlink()

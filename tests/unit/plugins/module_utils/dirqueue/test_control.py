@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, listing, owner, progress, selection
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job, listing, owner, progress, progress_text, selection
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -120,7 +120,7 @@ def test_nothing_more_happens_by_itself_when_all_is_held(queue: Queue) -> None:
     assert not progress.settled(progress.summary(queue))
     queue.hold(["a"])
     found = progress.summary(queue)
-    assert progress.settled(found) and "1 pending (1 held)" in progress.line(found) and found["counts"]["pending"] == 1
+    assert progress.settled(found) and "1 pending (1 held)" in progress_text.line(found) and found["counts"]["pending"] == 1
 
 
 def test_a_priority_holds_at_once_and_again_later(host: Any, queue: Queue, holder: owner.Holder) -> None:

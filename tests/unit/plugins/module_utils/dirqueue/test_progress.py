@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, owner, progress
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, owner, progress, progress_text
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 
 
@@ -33,7 +33,7 @@ def test_the_rate_and_what_is_left(host: Any) -> None:
     )
     found = progress.summary(queue)
     assert (found["rate"], found["seconds_left"]) == (60.0, 120)
-    assert "about 2 min left" in progress.line(found)
+    assert "about 2 min left" in progress_text.line(found)
     host.dead_claimer()
     host.dead_claimer()
     assert progress.summary(queue)["rate"] == 120.0, "two at a time"
@@ -52,7 +52,7 @@ def test_history_is_read_from_its_end_once_per_claim(host: Any) -> None:
     [((0, 0, 0, 0), "-" * 10), ((3, 0, 0, 0), "-" * 10), ((1, 0, 1, 0), "#" * 5 + "-" * 5), ((0, 0, 1, 1), "#" * 10)],
 )
 def test_the_bar(counts: tuple[int, ...], shown: str) -> None:
-    assert progress.bar_of(dict(zip(("pending", "running", "done", "failed"), counts)), 10) == f"[{shown}]"
+    assert progress_text.bar_of(dict(zip(("pending", "running", "done", "failed"), counts)), 10) == f"[{shown}]"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_bar(counts: tuple[int, ...], shown: str) -> None:
     [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (12_000, "3 h 20 min"), (446_400, "5 d 4 h")],
 )
 def test_spans_of_time(seconds: float, text: str) -> None:
-    assert progress.duration(seconds) == text
+    assert progress_text.duration(seconds) == text
 
 
 def test_what_a_person_reads(host: Any) -> None:
@@ -73,7 +73,7 @@ def test_what_a_person_reads(host: Any) -> None:
     host.dead_claimer()
     found = progress.summary(queue)
     assert found["counts"] == {"pending": 0, "running": 2, "done": 0, "failed": 1} and not progress.settled(found)
-    text = progress.text(found)
+    text = progress_text.text(found)
     assert "0/3 done, 1 failed, 2 running, 1 without a living worker" in text
     assert "t_off1: t-1 (pid " in text and "t_off2: t-dead (pid " in text and "; orphan: process " in text
     assert [(job["name"], job["alive"]) for job in found["running"]] == [("t_off1", True), ("t_off2", False)]
@@ -87,14 +87,14 @@ def test_solved_and_stopped(host: Any) -> None:
     queue.close_gate("anna")
     found = progress.summary(queue)
     assert progress.settled(found) and found["gate"]["by"] == "request" and not found["gate"]["solved"]
-    assert "the gate is closed (STOP requested by anna" in progress.line(found)
+    assert "the gate is closed (STOP requested by anna" in progress_text.line(found)
     queue.open_gate()
     assert not progress.settled(progress.summary(queue))
     Path(queue.jobset.gate).write_text("SAT gidx=1 off=1 stride=2\n", encoding="utf-8")
     found = progress.summary(queue)
     assert (found["gate"]["by"], found["gate"]["solved_by"]) == ("program", "t_off1") and progress.settled(found)
     assert found["gate"]["log"].endswith("var/t/log/t_off1.log")
-    assert "solved by t_off1" in progress.line(found) and f"the witness is in {found['gate']['log']}" in progress.text(found)
+    assert "solved by t_off1" in progress_text.line(found) and f"the witness is in {found['gate']['log']}" in progress_text.text(found)
 
 
 def test_what_is_refused_is_named_and_does_not_count(host: Any) -> None:
@@ -104,7 +104,7 @@ def test_what_is_refused_is_named_and_does_not_count(host: Any) -> None:
     found = progress.summary(host.queue())
     assert found["refused"] == {"pending/link.env": "not a regular file"}
     assert found["counts"] == {"pending": 0, "running": 0, "done": 1, "failed": 0} and progress.settled(found)
-    assert "refused: pending/link.env: not a regular file" in progress.text(found)
+    assert "refused: pending/link.env: not a regular file" in progress_text.text(found)
 
 
 def test_every_job(host: Any) -> None:
@@ -134,13 +134,13 @@ def test_the_jobs_in_a_table(host: Any) -> None:
     assert ran["peak_memory_kib"] > 100 and ran["seconds"] >= 0
     assert (failed["reason"], failed["attempts"], failed["last_line"]) == ("exit_status", 1, "red end")
     assert (done["state"], done["reason"], waits["last_line"]) == ("done", "ok", "")
-    lines = progress.text(found).split("\n")
+    lines = progress_text.text(found).split("\n")
     assert "1/5 done, 1 failed, 1 running, 2 pending" in lines[0]
     assert lines[1].split() == ["job", "state", "tries", "worker", "time", "memory", "last", "line"]
     assert lines[3].endswith("exit_status: red end") and lines[6] == "... and 1 more (rows=5 shows all)"
     assert lines[5].startswith("a-job-wi") and "for  pending" in lines[5]
     assert max(map(len, lines)) <= 80 and all(text.isprintable() for text in lines)
-    assert "t_off2: t-1 (pid " in progress.text(progress.look(queue, "queue"))
+    assert "t_off2: t-1 (pid " in progress_text.text(progress.look(queue, "queue"))
     json.dumps(found)
 
 
@@ -156,7 +156,7 @@ def test_the_jobs_in_a_table(host: Any) -> None:
     ],
 )
 def test_ranges_of_time(low: float, high: float, text: str) -> None:
-    assert progress.between(low, high) == text
+    assert progress_text.between(low, high) == text
 
 
 def test_how_following_ends(host: Any) -> None:
