@@ -226,7 +226,7 @@ def main() -> None:
     """Run the module."""
     options: dict[str, dict[str, Any]] = {
         "jobs": {"type": "bool", "default": False},
-        "depth": {"type": "str", "choices": ["auto", *progress.DEPTHS], "default": "queue"},
+        "depth": {"type": "str", "choices": ["auto", *progress_text.DEPTHS], "default": "queue"},
         "rows": {"type": "int", "default": 20},
         "width": {"type": "int", "default": 80},
     }

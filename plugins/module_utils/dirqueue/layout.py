@@ -19,6 +19,8 @@ from .errors import QueueError, explain
 STATES = ("pending", "running", "done", "failed")
 # Where a job's file may lie: a pending one that an operator holds back lies in held, where no worker looks.
 PLACES = ("pending", "held", "running", "done", "failed")
+# What a person may ask for: a state, or held, which is a part of pending.
+CHOICES = (*STATES, "held")
 
 # File systems whose renames or locks are known not to hold (WSL's view of Windows drives, first of all).
 _REFUSED = {

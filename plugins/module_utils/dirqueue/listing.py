@@ -16,13 +16,10 @@ from typing import Any, Optional
 
 from . import job
 from .errors import MalformedJob, QueueError
-from .layout import PLACES, STATES
+from .layout import CHOICES, PLACES, STATES
 from .progress_text import duration
 from .queue import Queue
 from .selection import expression, select, split
-
-# A state, or held, which is a part of pending.
-CHOICES = (*STATES, "held")
 
 
 def listing(queue: Queue, patterns: Optional[Iterable[str]] = None, states: Optional[list[str]] = None, limit: int = 100) -> dict[str, Any]:

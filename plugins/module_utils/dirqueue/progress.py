@@ -24,8 +24,6 @@ from .runners.base import memory_of_claims
 _TAIL = 512 * 1024
 # From how many jobs the rate is taken.
 _LATEST = 50
-# How far one may look into a jobset.
-DEPTHS = ("queue", "jobs", "cases")
 # How much of a log's end its last line is looked for in (bytes).
 _LOG_TAIL = 8 * 1024
 # The lines that a worker writes into a job's log.
@@ -218,7 +216,7 @@ def look(queue: Queue, depth: str = "", most: int = 20) -> dict[str, Any]:
 
     Args:
         queue: the jobset's.
-        depth: one of DEPTHS; empty: cases, where the jobset has a state file, else jobs.
+        depth: one of progress_text.DEPTHS; empty: cases, where the jobset has a state file, else jobs.
         most: how many jobs are shown one by one.
     """
     found = summary(queue)

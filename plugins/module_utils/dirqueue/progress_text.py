@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+# How far one may look into a jobset.
+DEPTHS = ("queue", "jobs", "cases")
+
 
 def line(found: dict[str, Any]) -> str:
     """Return a jobset's progress in one line."""
