@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Callable
 
-from . import definitions, engine, hooks, progress_text
+from . import definitions, engine, progress_text
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
@@ -66,13 +66,16 @@ def run_worker(options: argparse.Namespace) -> int:
 
 def recover_jobs(options: argparse.Namespace) -> int:
     """Bring back the jobs of dead workers, once or again and again, and tell the hooks what is to be told."""
+    # At once: while this runs, the program may be replaced by another.
+    from . import hooks_tell
+
     while True:
         layout = Layout(options.root, options.jobset)
         try:
             definition = definitions.load(options.root, options.jobset)
             with Queue(layout, definition) as queue:
                 recover(queue, make(layout, definition), log=say)
-                hooks.run(queue, say, _HOOKS)
+                hooks_tell.run(queue, say, _HOOKS)
         except (OSError, MemoryError, QueueError) as exc:
             if not options.every:
                 raise
@@ -84,8 +87,10 @@ def recover_jobs(options: argparse.Namespace) -> int:
 
 def call_hooks(options: argparse.Namespace) -> int:
     """Call on_done and on_failed for what has happened."""
+    from . import hooks_tell
+
     with Queue(Layout(options.root, options.jobset), definitions.load(options.root, options.jobset)) as queue:
-        hooks.run(queue, say)
+        hooks_tell.run(queue, say)
     return 0
 
 

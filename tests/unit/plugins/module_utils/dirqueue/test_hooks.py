@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import hooks, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import hooks, hooks_call, hooks_tell, jobset, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 
 TOKEN = "s3cr3t-token"
@@ -90,7 +90,7 @@ def end(host: Any, queue: Any, states: list[str], holder: owner.Holder) -> None:
 
 def quiet(queue: Any) -> bool:
     """Tell whether nobody tells anything any more."""
-    with hooks._turn(queue.layout.run, wait=False) as mine:
+    with hooks_tell._turn(queue.layout.run, wait=False) as mine:
         return mine
 
 
@@ -187,14 +187,14 @@ def test_a_mail_is_one(host: Any, tmp_path: Path) -> None:
 
 def test_a_mail_without_a_mailer_is_said_to_be_undelivered(host: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(hooks, "_SBIN", "")
-    monkeypatch.setattr(hooks, "_WAITS", ())
+    monkeypatch.setattr(hooks_call, "_SBIN", "")
+    monkeypatch.setattr(hooks_tell, "_WAITS", ())
     host.define(on_failed="mailto:anna@example.org")
     queue, holder = host.queue(), owner.Holder(host.queue().layout.workers, "t-1")
     queue.enqueue([("a", {})])
     end(host, queue, ["failed"], holder)
     said: list[str] = []
-    hooks.run(queue, said.append)
+    hooks_tell.run(queue, said.append)
     assert "there is no sendmail on this host; install a mail transfer agent" in said[-1]
     holder.release()
 
@@ -203,26 +203,26 @@ def test_nothing_is_told_of_a_jobset_that_has_not_ended(host: Any) -> None:
     """Neither when an operator has stopped it, nor before anything ran, nor when there is no time left to tell it."""
     host.define(on_done="touch told", on_failed="touch told")
     queue, holder = host.queue(), owner.Holder(host.queue().layout.workers, "t-1")
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     queue.enqueue([("a", {}), ("b", {})])
     end(host, queue, ["failed"], holder)
-    hooks.run(queue, print, 0.0)
+    hooks_tell.run(queue, print, 0.0)
     assert not (host.work / "told").exists()
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     assert (host.work / "told").exists()
     (host.work / "told").unlink()
     queue.close_gate()
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     assert not (host.work / "told").exists()
     queue.open_gate()
     end(host, queue, ["done"], holder)
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     assert (host.work / "told").exists()
     holder.release()
 
 
 def test_a_receiver_that_is_away_or_strange_or_never_answers(host: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hooks, "_WAITS", (0.01, 0.01))
+    monkeypatch.setattr(hooks_tell, "_WAITS", (0.01, 0.01))
     host.define(stride=9, on_failed=receiver.url, hook_limit=5)
     queue, holder = host.queue(), owner.Holder(host.queue().layout.workers, "t-1")
     queue.enqueue(queue.jobset.offset_jobs())
@@ -232,7 +232,7 @@ def test_a_receiver_that_is_away_or_strange_or_never_answers(host: Any, receiver
         end(host, queue, ["failed"] * count, holder)
         said.clear()
         receiver.requests.clear()
-        hooks.run(queue, said.append)
+        hooks_tell.run(queue, said.append)
         return said[-1]
 
     receiver.answers[:] = [500, 503]
@@ -313,7 +313,7 @@ def test_every_kill_of_the_teller(host: Any, killed_at: Callable[..., bool]) -> 
     # Something was told before.
     queue.enqueue(queue.jobset.offset_jobs([49]))
     end(host, queue, ["done"], holder)
-    hooks.run(queue, lambda _text: None)
+    hooks_tell.run(queue, lambda _text: None)
     number = 0
     killed = True
     while killed:
@@ -321,8 +321,8 @@ def test_every_kill_of_the_teller(host: Any, killed_at: Callable[..., bool]) -> 
         (host.work / "told").unlink(missing_ok=True)
         queue.enqueue(queue.jobset.offset_jobs([number]))
         end(host, queue, ["failed"], holder)
-        killed = killed_at(lambda: hooks.run(host.queue(), lambda _text: None), number)
-        hooks.run(queue, lambda _text: None)
+        killed = killed_at(lambda: hooks_tell.run(host.queue(), lambda _text: None), number)
+        hooks_tell.run(queue, lambda _text: None)
         told = (host.work / "told").read_text().splitlines()
         assert set(told) == {f"t_off{number}", ""} and told[-1] == "" and len(told) <= 3, (number, told)
     assert number > 10
@@ -336,24 +336,24 @@ def test_hooks_that_come_later_tell_nothing_of_before(host: Any, receiver: Recei
     end(host, queue, ["failed", "done"], holder)
     time.sleep(0.3)
     queue.jobset = host.define(stride=9, on_done=receiver.url, on_failed=receiver.url)
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     assert not receiver.events
     queue.enqueue(queue.jobset.offset_jobs([2]))
     end(host, queue, ["failed"], holder)
     # The history may hold anything.
     with open(queue.layout.history, "a", encoding="utf-8") as file:
         file.write('nonsense\n[]\n{"result": "failed", "job": ["\\ud800"], "claim": null, "detail": "a\\u0000b"}\n{"half')
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     assert receiver.seen() == {("failed", "t_off2"): 1, ("failed", "['\\ud800']"): 1, ("done", ""): 1}
     for text in ("", "null", "[1]", '{"offset": "x"}', '{"offset": 1e400}'):
         Path(queue.layout.run, "hooks.json").write_text(text)
-        hooks.run(queue, print)
+        hooks_tell.run(queue, print)
     Path(queue.layout.run, "hooks.json").unlink()
     Path(queue.layout.run, "hooks.json").symlink_to("/etc/passwd")
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     # Without hooks, it is forgotten how far was told.
     queue.jobset = host.define(stride=9)
-    hooks.run(queue, print)
+    hooks_tell.run(queue, print)
     assert not os.path.lexists(os.path.join(queue.layout.run, "hooks.json"))
     holder.release()
 
@@ -377,10 +377,10 @@ def test_one_tells_one_waits_and_the_others_go(host: Any, wait_for: Callable[...
     got: list[bool] = []
 
     def wait() -> None:
-        with hooks._turn(folder, wait=True) as mine:
+        with hooks_tell._turn(folder, wait=True) as mine:
             got.append(mine)
 
-    with hooks._turn(folder, wait=True) as mine:
+    with hooks_tell._turn(folder, wait=True) as mine:
         assert mine
         second = threading.Thread(target=wait)
         second.start()
