@@ -125,7 +125,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import root_of
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, adopt_workers, jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES, Layout, probe
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -194,17 +194,18 @@ def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
         jobset.Jobset(known, wanted)
     probe(root)
     interrupted = {
-        older.name: {name for names in adopt.workers(older).values() for name in names} | adopt.interrupted(older) for older in found
+        older.name: {name for names in adopt_workers.workers(older).values() for name in names} | adopt_workers.interrupted(older)
+        for older in found
     }
     ended: list[int] = []
     if not check:
         for older in found:
-            adopt.interrupted(older, interrupted[older.name])
+            adopt_workers.interrupted(older, interrupted[older.name])
         if stopped:
             stop(module, stopped)
-        ended = [pid for older in found for pid in adopt.end_workers(older, module.params["wait"])]
+        ended = [pid for older in found for pid in adopt_workers.end_workers(older, module.params["wait"])]
         for older in found:
-            left = adopt.programs(older, values)
+            left = adopt_workers.programs(older, values)
             if left:
                 which = ", ".join(f"pid {pid} ({name})" for pid, name in left.items())
                 raise QueueError(
@@ -228,7 +229,7 @@ def take_over(module: AnsibleModule, root: str) -> dict[str, Any]:
                 one.update(adopt.take_over(queue, older, prefix, interrupted[older.name], check))
                 one["counts"] = queue.counts()
             if not check:
-                adopt.all_done(older)
+                adopt_workers.all_done(older)
         taken.append({**one, "changed": missing or any(one["jobs"].values()) or one["logs"] > 0})
     text = adopt.inventory(known, wanted) if known and wanted else ""
     path = os.path.join(root, "adopted", f"{known}.yml") if known else ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, jobset
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, adopt_workers, jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
@@ -134,7 +134,7 @@ def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Old]:
     monkeypatch.setenv("PATH", f"{made.home / 'bin'}:{os.environ['PATH']}")
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     yield made
-    for pid, words in list(adopt._processes()):
+    for pid, words in list(adopt_workers._processes()):
         if any(str(made.home) in word for word in words) and pid != os.getpid():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
