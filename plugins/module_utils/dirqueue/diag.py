@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Callable, cast
 
 from . import __version__, definitions, owner, progress, progress_text, wsl
+from .diag_sources import CONTAINER, DISK, FILES, HOST, UNITS, WSL
 from .errors import QueueError, explain
 from .layout import Layout, open_own
 from .queue import Queue
@@ -28,48 +29,13 @@ from .redact import GONE, Redactor
 # What one thing may take: bytes that are kept of it, from its end where it is a log, and seconds.
 _SIZE = 256 << 10
 _SECONDS = 10.0
-# So many entries of a folder are listed, and lines of a journal asked for.
+# So many entries of a folder are listed.
 _ENTRIES = 1000
-_LINES = 500
 # Commands at a time.
 _AT_ONCE = 8
 # An environment variable whose value may be a secret, by its name; and a unit's or a container's line that sets variables.
 _SECRET_NAME = re.compile(r"(?i)pass|secret|token|key|credential|auth|licen[cs]e|private")
 _SETS = re.compile(r"(?im)(^\s*(?:Default)?Environment\s*=\s*\"?[A-Za-z_]\w*=).*$|((?:--env|-e)(?:=|\s+|\",\s+\")?[A-Za-z_]\w*=)[^\s\"]+")
-
-HOST = {
-    "uname": ["uname", "-a"], "uptime": ["uptime"], "id": ["id"], "memory": ["free", "-m"], "limits": ["sh", "-c", "ulimit -a"],
-    "processors": ["nproc"], "clock": ["timedatectl"], "virtualisation": ["systemd-detect-virt"],
-    "processes": ["ps", "-u", str(os.geteuid()), "-o", "pid,ppid,pgid,stat,lstart,rss,etime,comm"],
-}  # fmt: skip
-DISK = {"df": ["df", "-hT"], "inodes": ["df", "-i"], "mounts": ["findmnt", "--real"], "quota": ["quota", "-s"]}
-CONTAINER = {
-    # With its version.
-    "podman-info": ["podman", "info"], "containers": ["podman", "ps", "--all"],
-    "images": ["podman", "images", "--all"], "secrets": ["podman", "secret", "ls"], "runtime": ["crun", "--version"],
-    "logs": ["podman", "logs", "--tail", str(_LINES), "{container}"],
-}  # fmt: skip
-UNITS = {
-    "systemd-version": ["systemctl", "--version"],
-    "units": ["systemctl", "--user", "--no-pager", "--full", "list-units", "--all", "sagequeue*", "{container}*"],
-    "status": ["systemctl", "--user", "--no-pager", "--lines=0", "status", "sagequeue*", "{container}.service"],
-    "timers": ["systemctl", "--user", "--no-pager", "list-timers", "--all"],
-    "failed": ["systemctl", "--user", "--no-pager", "--failed"],
-    "unit-texts": ["systemctl", "--user", "--no-pager", "cat", "sagequeue*", "{container}.service"],
-    "linger": ["loginctl", "user-status", "--no-pager", "--lines=0"],
-    "journal": ["journalctl", "--user", "--output=short-iso", "-n", str(_LINES), "--user-unit=sagequeue*", "--user-unit={container}*"],
-    "supervisord": ["{root}/supervisor/bin/supervisorctl", "-c", "{root}/etc/supervisord.conf", "status"],
-}  # fmt: skip
-WSL = {"version": ["wsl.exe", "--version"], "distributions": ["wsl.exe", "--list", "--verbose"]}
-# Files that are taken as they are: below the root, below the home, or by their whole path.
-FILES = {
-    "host": ["/etc/os-release", "/proc/version", "/proc/meminfo", "/proc/pressure/*", "/proc/self/cgroup"],
-    "units": [
-        "{root}/etc/supervisord.conf", "{root}/etc/supervisor.d/*.conf", "{root}/log/*.log", "~/.config/systemd/user/sagequeue*",
-        "~/.config/systemd/user/sagequeue*/*", "~/.config/containers/systemd/*", "~/.config/containers/*.conf",
-    ],
-    "wsl": ["/etc/wsl.conf", "/proc/sys/fs/binfmt_misc/WSLInterop*", "/mnt/c/Users/*/.wslconfig"],
-}  # fmt: skip
 
 
 def _text(data: bytes) -> str:
