@@ -20,6 +20,7 @@ import stat
 from dataclasses import dataclass, field
 
 from . import _posix_acl as posix_acl
+from ._bind_mount_rights import BindMountError, Sharing, State, granting, wanted_file, wanted_folder
 from ._posix_acl import Acl
 
 SHOWN = 50
@@ -27,55 +28,6 @@ SHOWN = 50
 # What happens to a file while others work in the folder: it is gone, or it is another one now.
 _VANISHED = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE)
 _ACL_REFUSED = (errno.EOPNOTSUPP, errno.EROFS)
-
-
-class BindMountError(Exception):
-    """A folder cannot be prepared."""
-
-
-@dataclass(frozen=True)
-class Extent:
-    inside: int
-    outside: int
-    count: int
-
-
-def parse_id_map(text: str) -> list[Extent]:
-    """The lines of /proc/self/uid_map, as seen inside the user namespace."""
-    extents = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) != 3 or not all(word.isdigit() for word in words):
-            raise BindMountError(f"this is no line of a uid map: {line!r}")
-        extents.append(Extent(*map(int, words)))
-    return extents
-
-
-def host_id(extents: list[Extent], inside: int) -> int | None:
-    for extent in extents:
-        if extent.inside <= inside < extent.inside + extent.count:
-            return extent.outside + inside - extent.inside
-    return None
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Who shares. Without a container_id the container's user is the user itself (keep-id)."""
-
-    uid: int
-    gid: int
-    container_id: int | None = None
-    extents: tuple[Extent, ...] = ()
-
-    def owns(self, uid: int) -> bool:
-        """Is this id the user's own, or one of those that its containers write as?"""
-        return uid == self.uid or any(e.outside <= uid < e.outside + e.count for e in self.extents)
-
-    def may_keep(self, uid: int) -> bool:
-        return uid == self.uid if self.container_id is None else self.owns(uid)
-
-    def named(self) -> list[int]:
-        return [self.uid] if self.container_id is None else [self.uid, self.container_id]
 
 
 @dataclass
@@ -96,72 +48,6 @@ class Report:
         self.left_alone.append(f"{path}: {why}")
 
 
-@dataclass
-class State:
-    """Owner, group, special bits and ACLs of one file or folder."""
-
-    uid: int
-    gid: int
-    setgid: bool
-    acl: Acl
-    default: Acl | None = None
-
-    def __str__(self) -> str:
-        text = f"{self.uid}:{self.gid} {self.acl}{' setgid' if self.setgid else ''}"
-        return text if self.default is None else f"{text} default {self.default}"
-
-
-def _shared(acl: Acl, sharing: Sharing, rights: int, named: bool) -> Acl:
-    """The ACL with these rights for both users and the group, nobody else's, and other named entries as they were."""
-    users = dict(acl.users)
-    if named:
-        users.update({uid: rights for uid in sharing.named()})
-    extended = bool(users or acl.groups)
-    return Acl(rights, rights, 0, users, dict(acl.groups), rights if extended else None)
-
-
-def _wanted_folder(now: State, sharing: Sharing, top: bool) -> State:
-    default = now.default or Acl(0, 0, 0)
-    fits = (
-        sharing.may_keep(now.uid)
-        and now.acl.other == 0
-        and all(now.acl.rights_of(uid, now.uid) == 7 for uid in sharing.named())
-        and now.default is not None
-        and default.other == 0
-        and default.owner == 7
-        and all(default.rights_of(uid, -1) == 7 for uid in sharing.named())
-    )
-    # A program may close a folder of its own to the group (mode 0700); the folder at the top is ours.
-    mask = now.acl.group if now.acl.mask is None else now.acl.mask
-    ours = now.uid == sharing.uid and now.gid == sharing.gid and now.setgid and mask == 7
-    if fits and (ours or not top):
-        return now
-    return State(
-        uid=now.uid if sharing.may_keep(now.uid) and not top else sharing.uid,
-        gid=sharing.gid,
-        setgid=True,
-        acl=_shared(now.acl, sharing, 7, named=True),
-        default=_shared(default, sharing, 7, named=True),
-    )
-
-
-def _wanted_file(now: State, sharing: Sharing) -> State:
-    # A file that its owner made read-only stays so, for both. Programs stay programs.
-    rights = 4 | now.acl.owner & 3
-    if (
-        sharing.may_keep(now.uid)
-        and now.acl.other == 0
-        and all(now.acl.rights_of(uid, now.uid) & rights == rights for uid in sharing.named())
-    ):
-        return now
-    return State(
-        uid=now.uid if sharing.may_keep(now.uid) else sharing.uid,
-        gid=sharing.gid,
-        setgid=now.setgid,
-        acl=_shared(now.acl, sharing, rights, named=sharing.container_id is not None),
-    )
-
-
 def _look(path: str, info: os.stat_result) -> State:
     folder = stat.S_ISDIR(info.st_mode)
     return State(
@@ -173,20 +59,10 @@ def _look(path: str, info: os.stat_result) -> State:
     )
 
 
-def _granting(now: Acl, wanted: Acl, sharing: Sharing) -> Acl:
-    """What everybody has now, and what the two users will have."""
-    mask = now.group if now.mask is None else now.mask
-    users = {uid: rights & mask for uid, rights in now.users.items()}
-    for uid in (sharing.uid, *sharing.named()):
-        users[uid] = users.get(uid, 0) | wanted.owner
-    groups = {gid: rights & mask for gid, rights in now.groups.items()}
-    return Acl(now.owner | wanted.owner, now.group & mask, now.other, users, groups, mask | wanted.owner)
-
-
 def _change(path: str, now: State, wanted: State, sharing: Sharing) -> None:
     if (wanted.uid, wanted.gid) != (now.uid, now.gid):
         # The old owner and group keep what they have until the new ones are there.
-        posix_acl.write(path, posix_acl.ACCESS, _granting(now.acl, wanted.acl, sharing))
+        posix_acl.write(path, posix_acl.ACCESS, granting(now.acl, wanted.acl, sharing))
         os.chown(path, wanted.uid, wanted.gid)
     posix_acl.write(path, posix_acl.ACCESS, wanted.acl)
     if wanted.default is not None and wanted.default != now.default:
@@ -288,7 +164,7 @@ class Walk:
         self.report.walked += 1
         link = f"/proc/self/fd/{fd}"
         now = _look(link, info)
-        wanted = _wanted_folder(now, self.sharing, top) if stat.S_ISDIR(info.st_mode) else _wanted_file(now, self.sharing)
+        wanted = wanted_folder(now, self.sharing, top) if stat.S_ISDIR(info.st_mode) else wanted_file(now, self.sharing)
         if wanted == now:
             return
         if not self.check:

@@ -103,14 +103,8 @@ left_alone:
 import pwd
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._bind_mount import (
-    SHOWN,
-    BindMountError,
-    Sharing,
-    Walk,
-    host_id,
-    parse_id_map,
-)
+from ansible_collections.sagequeue.batch.plugins.module_utils._bind_mount import SHOWN, Walk
+from ansible_collections.sagequeue.batch.plugins.module_utils._bind_mount_rights import BindMountError, Sharing, host_id, parse_id_map
 
 
 def sharing_of(params):

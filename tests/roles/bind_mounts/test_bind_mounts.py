@@ -166,7 +166,7 @@ def test_files_that_come_and_go_do_no_harm(host, user):
 @pytest.fixture
 def walker(host):
     host.write(f"{WALKER}/walker.py", (Path(__file__).parent / "walker.py").read_bytes())
-    for name in ("_bind_mount.py", "_posix_acl.py"):
+    for name in ("_bind_mount.py", "_bind_mount_rights.py", "_posix_acl.py"):
         host.write(f"{WALKER}/lib/{name}", (LIBRARY / name).read_bytes())
     yield f"{WALKER}/walker.py"
     host.sh(f"rm -rf {WALKER}")

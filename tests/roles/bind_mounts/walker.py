@@ -7,7 +7,8 @@ import os
 import pwd
 import sys
 
-from lib._bind_mount import Sharing, Walk, host_id, parse_id_map
+from lib._bind_mount import Walk
+from lib._bind_mount_rights import Sharing, host_id, parse_id_map
 
 
 def walk(folder, user, userns, id_map):
