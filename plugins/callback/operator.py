@@ -42,14 +42,8 @@ options:
 """
 
 import atexit
-import contextlib
 import functools
 import json
-import os
-import shutil
-import sys
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -57,11 +51,11 @@ from typing import Any, Callable, Optional
 from ansible import constants as C
 from ansible import context
 from ansible.plugins.callback.default import CallbackModule as Default
-from ansible.utils import color
 from ansible.utils.vars import load_extra_vars
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.activity import Activity
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.failures import entry, failures, may_be_rescued, reason
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.gathered import FAILURES, Gathered
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.screen import Screen
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.words import plain, said, visible, wrap
 
 _DEBUG = ("ansible.builtin.debug", "ansible.legacy.debug", "debug")
@@ -76,7 +70,7 @@ def _own(method: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(method)
     def either(self: CallbackModule, *args: Any, **kwargs: Any) -> None:
         if self._document is not None or not self._display.verbosity:
-            with self._lock:
+            with self._screen.lock:
                 method(self, *args, **kwargs)
         if self._display.verbosity:
             getattr(Default, method.__name__)(self, *args, **kwargs)
@@ -93,71 +87,23 @@ class CallbackModule(Default):
 
     def __init__(self) -> None:
         super().__init__()
-        # Held by Ansible while it forks: so no child inherits a lock that a thread of this plugin had.
-        self._lock = getattr(self._display, "_lock", None) or threading.RLock()
-        self._pid = os.getpid()
-        self._stop = threading.Event()
         self._begun = False
-        self._stdout = sys.stdout
         self._document: Optional[dict[str, Any]] = None
-        self._terminal = False
         # Host -> its part of the document.
         self._hosts: dict[str, dict[str, Any]] = {}
         self._gathered = Gathered()
         self._changes = 0
         self._now = Activity()
-        self._next_line = 0.0
-        self._pause = 0.0
-        self._drawn = False
+        self._screen = Screen(self._display, self._line)
 
     # Printing
-
-    def _width(self) -> int:
-        return max(shutil.get_terminal_size().columns, 20) if self._stdout.isatty() else sys.maxsize
-
-    def _write(self, text: str) -> None:
-        """Write to the terminal what is no message: the line at the bottom."""
-        with contextlib.suppress(OSError, ValueError):
-            self._stdout.write(text)
-            self._stdout.flush()
-
-    def _erase(self) -> None:
-        if self._drawn:
-            self._drawn = False
-            self._write("\r\x1b[K")
-
-    def _print(self, lines: list[str], colour: Optional[str] = None, stderr: bool = False) -> None:
-        try:
-            for line in lines:
-                self._display.display(line, color=colour, stderr=stderr)
-            (sys.stderr if stderr else sys.stdout).flush()
-        except BrokenPipeError:
-            # Nobody reads on. The run goes on all the same, and Python must not trip over it at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def _guard(self) -> None:
-        """Let nothing be printed onto the line at the bottom, no colour reach a file, and no error miss the document."""
-        show = self._display.display
-
-        @functools.wraps(show)
-        def display(msg: str, color: Optional[str] = None, stderr: bool = False, **more: Any) -> None:
-            if os.getpid() == self._pid:
-                with self._lock:
-                    self._erase()
-                if self._document is not None and stderr and msg.startswith(("[ERROR]", "ERROR!")):
-                    self._document["errors"].append(msg.removeprefix("[ERROR]: ").removeprefix("ERROR! ").strip())
-                if stderr and not sys.stderr.isatty() and not C.ANSIBLE_FORCE_COLOR:
-                    color = None
-            show(msg, color=color, stderr=stderr, **more)
-
-        self._display.display = display
 
     def _flush(self) -> None:
         """Print what was gathered."""
         colours = {"change": C.COLOR_CHANGED, "FAILED": C.COLOR_ERROR, "UNREACHABLE": C.COLOR_UNREACHABLE}
-        for told in self._gathered.drain(list(self._hosts), self._width(), bool(context.CLIARGS.get("check"))):
+        for told in self._gathered.drain(list(self._hosts), self._screen.width(), bool(context.CLIARGS.get("check"))):
             stderr = told.kind in FAILURES and bool(self.get_option("display_failed_stderr"))
-            self._print(told.lines, None if told.plain else colours.get(told.kind), stderr)
+            self._screen.print(told.lines, None if told.plain else colours.get(told.kind), stderr)
 
     def _gather(self, kind: str, host: str, lines: list[str], heading: str = "") -> None:
         if self._document is None:
@@ -170,29 +116,13 @@ class CallbackModule(Default):
         self._flush()
         # One without a name would be taken for another in the memory.
         self._now.begin("" if task.action in _ASKING else task.name or task.get_name(), task.get_name() if task.name else "")
-        self._next_line = time.monotonic() + self.get_option("every")
-        self._pause = self.get_option("every")
-        if self._stop.is_set() or self._document is not None or self._display.verbosity or context.CLIARGS.get("step"):
-            return
-        if not any(thread.name == "operator" for thread in threading.enumerate()):
-            threading.Thread(target=self._tick, name="operator", daemon=True).start()
-
-    def _tick(self) -> None:
-        """Say what is being done: on a terminal four times a second, elsewhere now and then."""
-        while not self._stop.wait(0.25):
-            with self._lock:
-                if self._stop.is_set() or not self._now.lasts():
-                    continue
-                if self._terminal:
-                    self._write("\r\x1b[K" + self._line(self._width() - 1))
-                    self._drawn = True
-                elif time.monotonic() >= self._next_line:
-                    self._pause = min(self._pause * 2, self.get_option("every") * 10)
-                    self._next_line = time.monotonic() + self._pause
-                    self._print([self._line(sys.maxsize)])
+        silent = self._document is not None or bool(self._display.verbosity) or bool(context.CLIARGS.get("step"))
+        self._screen.follow(self.get_option("every"), silent)
 
     def _line(self, width: int) -> str:
-        return self._now.line(width, {name for name, host in self._hosts.items() if host["status"] == "ok"})
+        """Return what is being done in one line, empty where that is nothing that lasts."""
+        names = {name for name, host in self._hosts.items() if host["status"] == "ok"}
+        return self._now.line(width, names) if self._now.lasts() else ""
 
     def _poll(self, result: Any) -> None:
         """A task that waits for something has looked."""
@@ -219,7 +149,7 @@ class CallbackModule(Default):
         if message is shown and len(shown) == 1:
             message = [f"{key}: {line}" for key, value in shown.items() for line in visible(value) or [""]]
         # What one host says for all needs no name.
-        self._gather("all" if result._task.run_once else "said", name, said(message, self._width() - 2 * (len(self._hosts) > 1)))
+        self._gather("all" if result._task.run_once else "said", name, said(message, self._screen.width() - 2 * (len(self._hosts) > 1)))
 
     def _failed(self, result: Any, kind: str) -> None:
         host = self._end(result)
@@ -251,13 +181,9 @@ class CallbackModule(Default):
             if wanted not in ("text", "json"):
                 self._display.error(f"output={wanted} is not known; there are output=text and output=json.", wrap_text=False)
                 raise SystemExit(5)
-            if os.environ.get("NO_COLOR") or os.environ.get("TERM", "") in ("", "dumb"):
-                color.ANSIBLE_COLOR = color.ANSIBLE_COLOR and C.ANSIBLE_FORCE_COLOR
             if wanted == "json":
                 self._document = {"playbooks": [], "ok": False, "check_mode": bool(context.CLIARGS.get("check")), "errors": []}
-                sys.stdout = sys.stderr
-            self._terminal = self._stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
-            self._guard()
+            self._screen.open(None if self._document is None else self._document["errors"])
             atexit.register(self._exit)
         if self._document is not None:
             self._document["playbooks"].append(Path(playbook._file_name).stem)
@@ -275,7 +201,7 @@ class CallbackModule(Default):
         """Ansible is going to ask something."""
         self._flush()
         self._now.task = ""
-        self._erase()
+        self._screen.erase()
 
     @_own
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
@@ -377,14 +303,14 @@ class CallbackModule(Default):
         """There is no host to do it on."""
         if self._document is not None:
             self._document["errors"].append("no host matches")
-        self._print(["No host matches: nothing was done. Look at sagequeue_hosts, --limit and the inventory (-i)."], C.COLOR_SKIP)
+        self._screen.print(["No host matches: nothing was done. Look at sagequeue_hosts, --limit and the inventory (-i)."], C.COLOR_SKIP)
 
     @_own
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """A playbook has ended."""
         self._flush()
         self._now.task = ""
-        self._erase()
+        self._screen.erase()
         ends: dict[str, list[str]] = {}
         for name in [*(one for one in self._hosts if one in stats.processed), *(one for one in stats.processed if one not in self._hosts)]:
             summary = stats.summarize(name)
@@ -396,26 +322,23 @@ class CallbackModule(Default):
             return
         if context.CLIARGS.get("check") and set(ends) <= {"ok"}:
             changes = f"{self._changes} change{'s' if self._changes > 1 else ''} would be made" if self._changes else "nothing would change"
-            self._print(wrap(f"Check mode: {changes}.", self._width()), C.COLOR_CHANGED if self._changes else C.COLOR_OK)
+            self._screen.print(wrap(f"Check mode: {changes}.", self._screen.width()), C.COLOR_CHANGED if self._changes else C.COLOR_OK)
         if len(self._hosts) > 1 and set(ends) != {"ok"}:
             told = [f"{status}: {', '.join(ends[status])}" for status in ("failed", "unreachable", "ok") if status in ends]
-            self._print(wrap("; ".join(told), self._width()), C.COLOR_ERROR)
+            self._screen.print(wrap("; ".join(told), self._screen.width()), C.COLOR_ERROR)
 
     def _exit(self) -> None:
         """Leave the terminal as it was, and hand out the document, however the run ended."""
-        if os.getpid() != self._pid:
+        if not self._screen.close():
             return
-        self._stop.set()
-        with self._lock:
+        with self._screen.lock:
             self._flush()
-            self._erase()
             self._now.save()
             if self._document is not None:
-                sys.stdout = self._stdout
                 for host in self._hosts.values():
                     host["changed"] = list(dict.fromkeys(host["changed"]))
                 self._document["hosts"] = self._hosts
-                self._print([json.dumps(self._document, indent=2, ensure_ascii=False, default=str)])
+                self._screen.print([json.dumps(self._document, indent=2, ensure_ascii=False, default=str)])
 
 
 def _silent(name: str) -> Callable[..., None]:
