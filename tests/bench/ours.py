@@ -27,12 +27,17 @@ import time
 from collections import Counter
 from typing import Any, Callable
 
-from dirqueue import definitions, jobset, owner, worker  # type: ignore[import-not-found]
-from dirqueue import queue as queues
+from dirqueue import jobset, owner, worker  # type: ignore[import-not-found]
 from dirqueue.joblog import JobLog  # type: ignore[import-not-found]
 from dirqueue.layout import Layout  # type: ignore[import-not-found]
 from dirqueue.queue import Queue  # type: ignore[import-not-found]
 from dirqueue.runners.process import Process  # type: ignore[import-not-found]
+
+try:
+    from dirqueue import definitions
+except ImportError:
+    # An older program.
+    definitions = jobset
 
 root = sys.argv[2]
 os.umask(0o077)
@@ -133,7 +138,12 @@ PHASES: list[tuple[str, Any, list[str]]] = [
     ("its log", JobLog, ["__init__", "note", "copy", "started", "close"]),
     ("finish", Queue, ["finish", "end", "commit"]),
     ("sync to disk", os, ["fsync", "fdatasync", "sync"]),
-    ("sync to disk", queues, ["_sync_file_system"]),
+    # Wherever it is called, and whatever its name was.
+    *(
+        ("sync to disk", module, ["sync_file_system", "_sync_file_system"])
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("dirqueue.")
+    ),
 ]
 
 

@@ -21,7 +21,7 @@ ABOUT = ("DOCUMENTATION", "EXAMPLES", "RETURN")
 
 
 def lines_of(path: Path) -> int:
-    """Return how many lines a file has but for its documentation, comments and blank lines."""
+    """Return how many lines a file has but for its documentation."""
     text = path.read_text(encoding="utf-8")
     about: set[int] = set()
     for node in ast.walk(ast.parse(text)):
@@ -29,7 +29,7 @@ def lines_of(path: Path) -> int:
             about.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in ABOUT:
             about.update(range(node.lineno, (node.end_lineno or 0) + 1))
-    return sum(1 for number, line in enumerate(text.splitlines(), 1) if number not in about and not re.match(r"\s*(#|\Z)", line))
+    return len(text.splitlines()) - len(about)
 
 
 @pytest.mark.parametrize("path", sorted(PLUGINS.rglob("*.py")), ids=lambda path: str(path.relative_to(PLUGINS)))

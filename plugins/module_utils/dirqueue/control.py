@@ -1,29 +1,27 @@
 # Copyright (c) the sagequeue.batch authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What an operator decides: hold, release, prioritize, kill, reset, retry and remove of jobs, all under the lock; and the gate."""
+"""What an operator decides: hold, release, prioritize, kill, reset, retry and remove of jobs, all under the lock."""
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
 import re
 from collections.abc import Iterable
 from typing import Callable
 
 from . import job, joblog, owner
-from .errors import MalformedJob, QueueError, explain
-from .intake import Intake
+from .copies import Copies
+from .errors import MalformedJob, QueueError
+from .gate import me
 from .job import SUFFIX
-from .layout import STATES, Refused, open_own, sync_file_system, sync_folder, why_odd
-from .store import CLAIM, REQUESTED, Change, ahead
+from .layout import STATES, Refused, open_own, sync_file_system, why_odd
+from .store import CLAIM, Change, ahead
 
 
-class Control(Intake):
+class Control(Copies):
     """A queue that an operator commands."""
-
-    # ---- jobs ---------------------------------------------------------------------------------------------------
 
     def hold(self, names: list[str], by: str = "", check: bool = False) -> list[Change]:
         """Keep pending jobs from being claimed until they are released; durable on return.
@@ -33,7 +31,7 @@ class Control(Intake):
             by: who asks for it.
             check: only say what would become of each.
         """
-        held = job.tidy({"HELD_AT": owner.now(), "HELD_BY": (by or _me())[:100]})
+        held = job.tidy({"HELD_AT": owner.now(), "HELD_BY": (by or me())[:100]})
         with self.lock():
             return self._amend(names, ("pending",), "held", "held", lambda values: {**values, **held}, check)
 
@@ -56,7 +54,7 @@ class Control(Intake):
 
     def kill(self, names: list[str], by: str = "", check: bool = False) -> list[Change]:
         """Bring pending jobs to failed, and ask the workers of running ones to end them; see kill.py, which waits for those."""
-        asked = job.tidy({"DETAIL": f"by {by or _me()} at {owner.now()}", "ENDED_AT": owner.now()})
+        asked = job.tidy({"DETAIL": f"by {by or me()} at {owner.now()}", "ENDED_AT": owner.now()})
 
         def edit(values: dict[str, str]) -> dict[str, str]:
             kept = {"ATTEMPTS": "0", **job.before_attempt(_not_held(values)), **{key: values[key] for key in ("CLAIM",) if key in values}}
@@ -284,72 +282,5 @@ class Control(Intake):
             joblog.remove(os.path.join(self.layout.log, f"{name}.log"))
         return Change(name, state, None, "removed")
 
-    # ---- the gate -----------------------------------------------------------------------------------------------
-
-    def close_gate(self, by: str = "", check: bool = False) -> bool:
-        """Close the gate with a line that says who and when; return whether it was open.
-
-        Raises:
-            QueueError: the gate file can't be made.
-        """
-        if self._is_shut():
-            return False
-        if not check:
-            text = f"{REQUESTED}{by or _me()} at {owner.now()}\n"
-            staged = f"{self.jobset.gate}.{os.urandom(8).hex()}"
-            try:
-                try:
-                    with open(staged, "x", encoding="utf-8") as file:
-                        # Whoever a container runs its programs as may read it, whatever the umask is; where there are ACLs, these say who.
-                        if not _has_acl(file.fileno()):
-                            os.fchmod(file.fileno(), 0o644)
-                        file.write(text)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    # link, not rename: a solver's gate that appears now must stay as it is.
-                    os.link(staged, self.jobset.gate)
-                    sync_folder(os.path.dirname(self.jobset.gate))
-                except FileExistsError:
-                    return False
-                finally:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(staged)
-            except OSError as exc:
-                raise QueueError(f"jobset {self.jobset.name}: can't make the gate: {explain(exc, self.jobset.gate)}") from exc
-        return True
-
-    def open_gate(self, check: bool = False) -> bool:
-        """Open the gate; return whether it was closed. Its text is kept in run/gates.jsonl.
-
-        Raises:
-            QueueError: the gate file can't be removed.
-        """
-        gate = self.gate()
-        if gate.closed and not check:
-            try:
-                self._append(self.layout.gates, {"opened_at": owner.now(), "text": gate.text, "solved_by": gate.solved_by})
-                os.unlink(self.jobset.gate)
-                sync_folder(os.path.dirname(self.jobset.gate))
-            except FileNotFoundError:
-                return False
-            except OSError as exc:
-                raise QueueError(f"jobset {self.jobset.name}: can't open the gate: {explain(exc, self.jobset.gate)}") from exc
-        return gate.closed
-
-
 def _not_held(values: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in values.items() if key not in ("HELD_AT", "HELD_BY")}
-
-
-def _has_acl(fd: int) -> bool:
-    """Tell whether a file's rights are more than its mode (acl(5))."""
-    with contextlib.suppress(OSError):
-        return "system.posix_acl_access" in os.listxattr(fd)
-    return False
-
-
-def _me() -> str:
-    """Return this user's name, or the number where it has none (in a container, say)."""
-    with contextlib.suppress(KeyError, OSError):
-        return getpass.getuser()
-    return f"uid {os.geteuid()}"

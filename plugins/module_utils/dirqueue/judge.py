@@ -10,10 +10,10 @@ import signal
 from typing import Callable, NamedTuple
 
 from . import job
+from .gate import Gate
 from .jobset import Jobset
 from .queue import Claim
 from .runners import Outcome
-from .store import Gate
 
 # Reasons that are not the job's own doing: such an attempt does not count.
 _UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")

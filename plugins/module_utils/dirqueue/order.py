@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
 from collections import deque
 
-from . import batch, job
+from . import batch, job, owner
 from .batch import Batch
 from .control import Control
 from .errors import MalformedJob, QueueError
 from .job import SUFFIX
 from .jobset import Jobset
 from .layout import Layout
-from .store import ahead
+from .store import CLOSELY, PRIORITY_STEP, ahead
 
 # Seconds after which a folder that looks unchanged is listed again.
 _LOOK_AGAIN = 2.0
@@ -50,6 +51,19 @@ class Order(Control):
         elif self._ahead and len(self._names) <= self._ahead[2]:
             self._issue_ahead(*self._ahead)
         return bool(self._names)
+
+    def oldest_pending(self) -> float | None:
+        """Return when the job that has been pending longest was enqueued, in seconds since 1970; None if none is."""
+        found = [owner.seconds_of(one.stamp) for one in self._closing(self._batches())]
+        now = time.time()
+        for name in itertools.islice(self._each("pending"), CLOSELY):
+            with contextlib.suppress(FileNotFoundError, MalformedJob):
+                place = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False).st_mtime
+                if not now - PRIORITY_STEP < place <= now:
+                    # PRIORITY puts it elsewhere, see ahead: then only its text says.
+                    place = owner.seconds_of(self.read("pending", name).get("ENQUEUED_AT", ""))
+                found.append(place)
+        return min((at for at in found if at), default=None)
 
     def arm(self) -> bool:
         """Have the kernel send one SIGIO when look may have another answer; return whether it will (F_NOTIFY of fcntl(2))."""

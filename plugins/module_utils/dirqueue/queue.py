@@ -11,8 +11,9 @@
 A large enqueue is one file, a batch, whose jobs are pending and become files a few at a time: see batch.py. A held job is
 pending, too, but lies in a folder where no claimer looks.
 
-Below this file are those that it rests on: order.py (which pending job is next), control.py (what an operator decides), intake.py
-(how jobs come in), records.py (owner records) and store.py (how the folders are read and written).
+Below this file are those that it rests on: notes.py (how an end is noted), order.py (which pending job is next), control.py (what an
+operator decides), copies.py and intake.py (how jobs come in), records.py (owner records), gate.py, and store.py (how the folders are
+read and written).
 
 The rules that make it safe:
 
@@ -40,15 +41,11 @@ from . import job, owner
 from .errors import LostClaim, MalformedJob
 from .job import SUFFIX
 from .jobset import Jobset
-from .layout import PLACES, STATES, Layout, Refused, open_own, sync_file_system, sync_folder
-from .order import Order
+from .layout import PLACES, STATES, Layout, sync_folder
+from .notes import NOTE, Leaving, Notes
 from .store import CLAIM, Change
 
 VANISHED = "job {} has vanished from running; its result is not recorded"
-# What the note of a job's end is called in staging, before its claim.
-_NOTE = "result."
-# So many files are synced one by one, more by one call.
-_FEW = 4
 
 
 class Claim(NamedTuple):
@@ -59,30 +56,13 @@ class Claim(NamedTuple):
     values: dict[str, str]
 
 
-class _Ended:
-    """A job that has ended, on its way out of running."""
-
-    def __init__(self, name: str, values: dict[str, str], place: int = 0, written: bool = True) -> None:
-        self.name = name
-        self.values = values
-        self.place = place
-        # How far it is: its note is synced, is the job's file, is in the history; it has left running, or has vanished from there.
-        self.synced = self.written = written
-        self.logged = self.moved = self.vanished = False
-
-    def line(self) -> dict[str, str]:
-        """Return the attempt's line in the history."""
-        keys = ("RESULT", *(key for key in job.RESULT_KEYS if key in self.values and key not in ("RESULT", "ORIGINAL")))
-        return {"job": self.name, **{key.lower(): self.values[key] for key in keys}}
-
-
-class Queue(Order):
+class Queue(Notes):
     """The queue of one jobset. Close it, or use it in a with statement; what it needs and raises: see Store."""
 
     def __init__(self, layout: Layout, jobset: Jobset) -> None:
         super().__init__(layout, jobset)
         # By claim.
-        self._ended: dict[str, _Ended] = {}
+        self._ended: dict[str, Leaving] = {}
         self._stuck: Claim | None = None
 
     # ---- claim --------------------------------------------------------------------------------------------------
@@ -169,7 +149,7 @@ class Queue(Order):
                 values = self.read("running", claim.name)
             with contextlib.suppress(FileNotFoundError), self.lock():
                 if values.get("CLAIM") == claim.id:
-                    self._carry_out([_Ended(claim.name, values)], locked=True)
+                    self._carry_out([Leaving(claim.name, values)], locked=True)
                 else:
                     self._rename(claim.name, "running", "pending")
             self._disown(claim.name)
@@ -211,26 +191,9 @@ class Queue(Order):
             raise LostClaim(VANISHED.format(claim.name)) from exc
         # RESULT is last: what lacks it is not whole.
         values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
-        ended = _Ended(claim.name, values, place, written=False)
+        ended = Leaving(claim.name, values, place, written=False)
         self._note(ended)
         self._ended[claim.id] = ended
-
-    def _note(self, ended: _Ended) -> None:
-        entry = _NOTE + ended.values["CLAIM"]
-        with contextlib.suppress(FileExistsError):
-            self._stage(entry, job.render(ended.values), sync=False)
-        os.utime(entry, ns=(ended.place, ended.place), dir_fd=self._fds["staging"])
-
-    def _noted(self, record: dict[str, str]) -> dict[str, str] | None:
-        """Return how a dead owner's job ended, if that was noted. Not what a power cut may have spoiled."""
-        claim = record.get("OWNER_CLAIM", "")
-        if not CLAIM.match(claim) or record.get("OWNER_BOOT") != owner.boot_id():
-            return None
-        with contextlib.suppress(FileNotFoundError, Refused, MalformedJob):
-            with open(os.path.join(self.layout.staging, _NOTE + claim), "rb", opener=open_own) as file:
-                values = job.parse(file.read(job.MAX_BYTES + 1))
-            return values if values.get("CLAIM") == claim and values.get("RESULT") in STATES else None
-        return None
 
     def commit(self) -> list[str]:
         """Bring all jobs whose end was noted to their states, by the same few syncs; durable on return.
@@ -244,7 +207,7 @@ class Queue(Order):
         self._sync_notes([one for one in ended if not one.synced])
         for one in ended:
             if not one.written:
-                entry = _NOTE + one.values["CLAIM"]
+                entry = NOTE + one.values["CLAIM"]
                 try:
                     os.rename(entry, one.name + SUFFIX, src_dir_fd=self._fds["staging"], dst_dir_fd=self._fds["running"])
                 except FileNotFoundError as exc:
@@ -259,21 +222,7 @@ class Queue(Order):
         self._ended.clear()
         return [one.name for one in ended if one.vanished]
 
-    def _sync_notes(self, ended: list[_Ended]) -> None:
-        if len(ended) < _FEW:
-            for one in ended:
-                with contextlib.suppress(FileNotFoundError):
-                    fd = os.open(_NOTE + one.values["CLAIM"], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fds["staging"])
-                    try:
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
-        else:
-            sync_file_system(self._fds["staging"])
-        for one in ended:
-            one.synced = True
-
-    def _carry_out(self, ended: list[_Ended], locked: bool = False) -> None:
+    def _carry_out(self, ended: list[Leaving], locked: bool = False) -> None:
         """Do what the RESULT of running jobs says (rule 4). The caller has their owner records, and the lock if it says so."""
         unlogged = [one for one in ended if not one.logged and not (locked and self._in_history(one.values["CLAIM"]))]
         if unlogged:
@@ -314,7 +263,7 @@ class Queue(Order):
         values = job.tidy({"REASON": "malformed_job", "DETAIL": reason, "ENDED_AT": owner.now()})
         values.update(ORIGINAL=kept, CLAIM=claim.id, RESULT="failed")
         self._overwrite("running", claim.name, values)
-        self._carry_out([_Ended(claim.name, values)], locked)
+        self._carry_out([Leaving(claim.name, values)], locked)
         self._disown(claim.name)
 
     # ---- recover ------------------------------------------------------------------------------------------------
@@ -362,10 +311,10 @@ class Queue(Order):
             if not check:
                 if noted or unknown:
                     self._overwrite("running", name, values)
-                self._carry_out([_Ended(name, values)], locked=True)
+                self._carry_out([Leaving(name, values)], locked=True)
                 self._disown(name)
                 if noted:
-                    os.unlink(_NOTE + claim, dir_fd=self._fds["staging"])
+                    os.unlink(NOTE + claim, dir_fd=self._fds["staging"])
         except MalformedJob as exc:
             if not check:
                 self.reject(Claim(name, claim, {}), str(exc), locked=True)

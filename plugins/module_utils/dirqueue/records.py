@@ -10,13 +10,13 @@ import errno
 import os
 
 from . import job, owner
+from .gate import Gated
 from .job import SUFFIX
 from .jobset import Jobset
 from .layout import Layout, why_odd
-from .store import Store
 
 
-class Records(Store):
+class Records(Gated):
     """The owner records of one jobset's queue. What it needs and raises: see Store."""
 
     def __init__(self, layout: Layout, jobset: Jobset) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Optional, TypeVar
@@ -26,12 +24,11 @@ from .layout import PLACES, STATES, Layout, open_own, why_odd, write_all
 
 _Self = TypeVar("_Self", bound="Store")
 
-REQUESTED = "STOP requested by "
 CLAIM = re.compile(r"[0-9a-f]{32}\Z")
 # One step of PRIORITY in a pending job's place in the queue, in seconds: see ahead.
-_PRIORITY_STEP = 10_000_000
+PRIORITY_STEP = 10_000_000
 # How many files of one state are looked at closely: a stat takes four times as long as all else that counting takes.
-_CLOSELY = 100_000
+CLOSELY = 100_000
 
 
 class Change(NamedTuple):
@@ -54,21 +51,12 @@ class Change(NamedTuple):
         return (self.old_state, self.before) != (self.new_state, self.after)
 
 
-class Gate(NamedTuple):
-    """The gate: closed or not, its text, whether it was an operator's request, and the job that its text names."""
-
-    closed: bool
-    text: str = ""
-    requested: bool = False
-    solved_by: str = ""
-
-
 def ahead(values: dict[str, str]) -> int:
     """Return how far a job's PRIORITY brings it forward, in nanoseconds.
 
     A pending job's place in the queue is its file's mtime, oldest first: when it was enqueued, less this.
     """
-    return int(values.get("PRIORITY", "0")) * _PRIORITY_STEP * 10**9
+    return int(values.get("PRIORITY", "0")) * PRIORITY_STEP * 10**9
 
 
 class Store:
@@ -150,7 +138,7 @@ class Store:
                     name = entry.name[: -len(SUFFIX)]
                     yield name
                     with contextlib.suppress(FileNotFoundError):
-                        if closely and number < _CLOSELY and why_odd(entry.stat(follow_symlinks=False)):
+                        if closely and number < CLOSELY and why_odd(entry.stat(follow_symlinks=False)):
                             self.why_refused(state, name)
 
     def counts(self, closely: bool = False) -> dict[str, int]:
@@ -163,31 +151,10 @@ class Store:
                 counts["pending"] += one.left - sum(1 for name in one.names() if self._filed(name))
         return counts
 
-    def ended(self) -> bool:
-        """Tell whether no job runs, and none is pending (or held), or the gate is closed. Certain only under the lock (rule 3)."""
-        return (self._is_shut() or not self._any_in("pending", "held")) and not any(True for _name in self._each("running"))
-
-    def waits(self) -> bool:
-        """Tell whether there is something to claim, without changing what is listed. Certain only under the lock (rule 3)."""
-        return self._any_in("pending") and not self._is_shut()
-
     def _any_in(self, *folders: str) -> bool:
         """Tell whether a job is in one of these folders, or in a batch."""
         files = any(True for folder in folders for _name in self._each(folder))
         return files or any(one.left for one in self._closing(self._batches()))
-
-    def oldest_pending(self) -> float | None:
-        """Return when the job that has been pending longest was enqueued, in seconds since 1970; None if none is."""
-        found = [owner.seconds_of(one.stamp) for one in self._closing(self._batches())]
-        now = time.time()
-        for name in itertools.islice(self._each("pending"), _CLOSELY):
-            with contextlib.suppress(FileNotFoundError, MalformedJob):
-                place = os.stat(name + SUFFIX, dir_fd=self._fds["pending"], follow_symlinks=False).st_mtime
-                if not now - _PRIORITY_STEP < place <= now:
-                    # PRIORITY puts it elsewhere, see ahead: then only its text says.
-                    place = owner.seconds_of(self.read("pending", name).get("ENQUEUED_AT", ""))
-                found.append(place)
-        return min((at for at in found if at), default=None)
 
     @staticmethod
     def _closing(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -303,47 +270,6 @@ class Store:
         if reason:
             raise MalformedJob(reason)
         return job.parse(self._read_file(state, name + SUFFIX))
-
-    # ---- the gate -----------------------------------------------------------------------------------------------
-
-    def _is_shut(self) -> bool:
-        return os.access(self.jobset.gate, os.F_OK, follow_symlinks=False)
-
-    def gate(self) -> Gate:
-        """Return how the gate stands.
-
-        Raises:
-            OSError: too many open files, or the like: it can't be told.
-        """
-        try:
-            fd = os.open(self.jobset.gate, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return Gate(False)
-        except OSError as exc:
-            if is_shortage(exc):
-                raise
-            return Gate(True, f"(can't be read: {exc.strerror})")
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return Gate(True, "(can't be read: not a regular file)")
-            text = os.read(fd, job.MAX_BYTES).decode("utf-8", "replace").strip()
-        finally:
-            os.close(fd)
-        requested = text.startswith(REQUESTED)
-        return Gate(True, text, requested, "" if requested else self._named_by(text))
-
-    def _named_by(self, text: str) -> str:
-        """Return the job that a gate's text names, or an empty text."""
-        numbers = [int(number) for number in re.findall(r"(?<!\w)[0-9]{1,9}(?!\w)", text)[:64]]
-        candidates = [self.jobset.job_name(number) for number in numbers]
-        # Jobs with names of their own, and patterns without an offset.
-        candidates += itertools.islice((name for state in PLACES for name in self._each(state)), 1000)
-        for name in dict.fromkeys(candidates):
-            with contextlib.suppress(FileNotFoundError, QueueError):
-                state = self.locate(name)
-                if state and self.jobset.names_job(text, name, self.read(state, name)):
-                    return name
-        return ""
 
     # ---- writing ------------------------------------------------------------------------------------------------
 

@@ -11,23 +11,22 @@ import signal
 import time
 from typing import Callable
 
-from . import cases, definitions, engine, hooks, job, owner
-from .errors import LostClaim, MalformedJob, NotReady, QueueError, explain, is_shortage
+from . import cases, engine, hooks, job, owner
+from .current import Current
+from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .fence import Fence
 from .joblog import JobLog
 from .judge import Ended, attempt_of, attempts_after, because, judge, lost, oom_kills
-from .layout import Layout, Refused
-from .patience import Patient
-from .queue import VANISHED, Claim, Queue
+from .layout import Refused
+from .queue import VANISHED, Claim
 from .recovery import recover
-from .runners import Command, Outcome, Runner, Running, carried, identity, make
+from .runners import Command, Outcome, Running, carried, identity
 
-# Seconds: how often an idle worker looks where the kernel does not tell it of news, and where it does; how long it trusts that the
-# runner is ready, how often a running job's memory is read, and whether somebody wants the job killed (one of very many workers: less
-# often), how long it waits before it tries again what failed for want of a container, of disk or the like.
+# Seconds: how often an idle worker looks where the kernel does not tell it of news, and where it does; how often a running job's
+# memory is read, and whether somebody wants the job killed (one of very many workers: less often), how long it waits before it tries
+# again what failed for want of a container, of disk or the like.
 _IDLE = 0.1
 _ARMED = 4.0
-_READY = 5.0
 _SAMPLE = 5.0
 _ASK = (1.0, 5.0)
 _AGAIN = 5.0
@@ -39,7 +38,7 @@ _PRINTS = 0.05
 _UNRECORDED = "jobs have ended, but that can't be recorded"
 
 
-class Worker(Patient):
+class Worker(Current):
     """A worker of a jobset.
 
     Args:
@@ -58,44 +57,17 @@ class Worker(Patient):
     ) -> None:
         self.name = f"{jobset}-{number}"
         self.until_idle = until_idle
-        self.layout = Layout(root, jobset)
-        super().__init__(self.layout.base, log)
-        self._program = (program, _stamp(program))
-        self._definition = (definitions.path_of(root, jobset), "")
-        self._define()
-        # Of two kinds, see keeper.py.
-        self._keeps = self.runner.keeps
-        self.queue = Queue(self.layout, self.jobset)
+        super().__init__(root, jobset, log, program)
         self.engine = engine.own()
         lease = self.jobset.lease if self.engine else 0
         self.holder = owner.Holder(self.layout.workers, self.name, lease, " ".join(self.engine or ()))
         self._busy_until = time.monotonic()
-        self._token = ""
-        self._token_until = 0.0
         self._refused: set[str] = set()
         # What is to be said of the jobs that have ended, once that is recorded; and when the first of them had.
         self._ended: dict[str, str] = {}
         self._failed = False
         self._ended_at = 0.0
         self._kills = (0.0, 0)
-
-    def _define(self) -> None:
-        stamp = _stamp(self._definition[0])
-        self.jobset = definitions.load(self.layout.root, self.layout.jobset)
-        if self._definition[1]:
-            self.runner.close()
-        self.runner: Runner = make(self.layout, self.jobset, self.log)
-        # Only now: a definition that can't be read is said to be so before each claim, and none is made under the old one.
-        self._definition = (self._definition[0], stamp)
-
-    def _is_replaced(self) -> bool:
-        if self.runner.keeps != self._keeps:
-            self.log("the jobset's runner has changed; starting anew")
-        elif _stamp(self._program[0]) != self._program[1]:
-            self.log("the program was replaced; starting anew")
-        else:
-            return False
-        return True
 
     def run(self) -> str:
         """Work until SIGTERM or SIGINT, or until the program has changed; return which: signal, replaced, or idle for want of jobs."""
@@ -167,21 +139,6 @@ class Worker(Patient):
         if stays:
             engine.say_left(self.layout, self.engine, False)
         return not stays
-
-    def _reload(self) -> None:
-        if _stamp(self._definition[0]) != self._definition[1]:
-            self._define()
-            self.queue.jobset = self.jobset
-            self._token = ""
-            self.log("the jobset's definition has changed; it holds from the next job on")
-            if self.runner.keeps != self._keeps:
-                raise NotReady(f"jobset {self.jobset.name} has the runner {self.jobset.runner} now")
-
-    def _make_ready(self) -> None:
-        if not self._token or time.monotonic() > self._token_until:
-            self._token = ""
-            self._token = self.runner.ready()
-            self._token_until = time.monotonic() + _READY
 
     # ---- one job ----------------------------------------------------------------------------------------------
 
@@ -346,12 +303,3 @@ class Worker(Patient):
         while not self._stopping and time.monotonic() < deadline:
             self._sleep(deadline - time.monotonic())
         return "worker_stopped" if self._stopping else ""
-
-
-def _stamp(path: str) -> str:
-    """Return what changes when a file is replaced."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return ""
-    return f"{found.st_ino}.{found.st_mtime_ns}.{found.st_size}"

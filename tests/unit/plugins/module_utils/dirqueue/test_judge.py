@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.gate import Gate
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.judge import Ended, attempts_after, because, judge, lost
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Outcome
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.store import Gate
 
 JOBSET = Jobset("t", {"script": "s", "stride": 4, "timeout": 60})
 MEMORY = "killed while the kernel was out of memory"

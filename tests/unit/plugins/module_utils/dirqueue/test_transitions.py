@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import owner
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import queue as queue_module
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import notes, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
@@ -40,7 +39,7 @@ def synced(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(queue_module, "sync_file_system", lambda fd: names.append("syncfs"))
+    monkeypatch.setattr(notes, "sync_file_system", lambda fd: names.append("syncfs"))
     return names
 
 
