@@ -143,9 +143,18 @@ HEAD = b"# batch 0123456789abcdef: 3 jobs enqueued 2026-11-21T00:00:00.000Z, pla
 
 
 @pytest.mark.parametrize(
-    "lines", [b"n\xff A=1\n", b"a\0b A=1\n", b"../../x\n", b"b A=\0\n", b"x" * 300 + b"\n", b"t_off7 A=\xff\n", b"\n" * 3]
+    ("lines", "why"),
+    [
+        (b"n\xff A=1\n", "after byte 76: 'utf-8' codec can't decode"),
+        (b"a\0b A=1\n", "after byte 76: line 1 of the list of jobs"),
+        (b"../../x\n", "after byte 76: line 1 of the list of jobs"),
+        (b"b A=\0\n", "after byte 76: line 1 of the list of jobs"),
+        (b"x" * 300 + b"\n", "after byte 76: line 1 of the list of jobs"),
+        (b"t_off7 A=\xff\n", "after byte 76: 'utf-8' codec can't decode"),
+        (b"\n" * 3, ""),
+    ],
 )
-def test_no_look_at_a_broken_batch_ends_in_a_traceback(queue: Queue, lines: bytes) -> None:
+def test_no_look_at_a_broken_batch_ends_in_a_traceback(queue: Queue, lines: bytes, why: str) -> None:
     queue.enqueue([("a", {"OFFSET": ""})])
     (Path(queue.layout.batches) / "odd.batch").write_bytes(HEAD + lines)
     assert drain(queue) == ["a"]
@@ -153,8 +162,15 @@ def test_no_look_at_a_broken_batch_ends_in_a_traceback(queue: Queue, lines: byte
     progress.summary(queue)
     queue.enqueue(many())
     assert queue.locate("t_off1299") == "pending"
+    assert not why or why in queue.refused["batches/odd.batch"]
     # The broken one is the first in the queue, and in nobody's way.
     assert len(drain(queue)) >= MANY - 1
+
+
+def test_a_batch_that_lost_its_end_says_how_many_are_missing(queue: Queue) -> None:
+    (Path(queue.layout.batches) / "odd.batch").write_bytes(HEAD + b"t_off7 OFFSET=7\n")
+    assert drain(queue) == ["t_off7"]
+    assert queue.refused["batches/odd.batch"] == "it ends at byte 92, where 2 jobs are to follow"
 
 
 def test_a_name_that_is_twice_in_a_batch_is_issued_once(queue: Queue) -> None:
@@ -228,7 +244,9 @@ def test_what_is_no_batch_is_refused_and_in_nobodys_way(queue: Queue, text: str)
     (Path(queue.layout.batches) / "odd.batch").write_text(text, encoding="utf-8")
     assert drain(queue) == ["a"]
     queue.counts()
-    assert any("odd.batch" in entry for entry in queue.refused)
+    why = "after byte 76: " if " jobs " in text else "its first line is not a batch's"
+    (said,) = (reason for entry, reason in queue.refused.items() if "odd.batch" in entry)
+    assert said.startswith(why)
     assert (Path(queue.layout.batches) / "odd.batch").exists()
 
 

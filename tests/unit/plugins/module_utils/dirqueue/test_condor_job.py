@@ -19,7 +19,8 @@ import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import recovery
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import condor_job, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Command
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 
 # condor_submit, condor_q and condor_rm by name. Each job is a folder below POOL, and a process that runs it as a starter does.
@@ -236,6 +237,7 @@ def test_stopped_by_the_operator(host: Any, pool: Path) -> None:
     wait_for(lambda: len(list(pool.glob("job*/pid"))) == 2)
     # SIGTERM, as when the host shuts down, leaves them where they are.
     host.stop(worker)
+    assert "2 jobs go on in HTCondor; the next worker picks them up" in host.said()
     assert set(host.states().values()) == {"running"} and len(list(pool.glob("job*/status"))) == 2
     queue = host.queue()
     runner = make(queue.layout, queue.jobset)
@@ -286,6 +288,44 @@ def test_htcondor_is_away_or_does_not_want_them(host: Any, pool: Path) -> None:
     (pool / "down").unlink()
     wait_for(lambda: host.states() == {"a": "done"})
     host.stop(worker)
+
+
+def test_jobs_that_htcondor_takes_too_long_to_end(host: Any, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.script("trap 'exit 1' TERM; while :; do sleep 0.05; done")
+    define(host)
+    host.queue().enqueue([("a", {})])
+    worker = host.worker()
+    wait_for(lambda: list(pool.glob("job*/pid")))
+    host.stop(worker)
+    queue = host.queue()
+    runner = make(queue.layout, queue.jobset)
+    claim = {"SAGEQUEUE_CLAIM": json.loads((pool / "job1" / "ad").read_text())[1]}
+    why = r"HTCondor has not ended its jobs 1\.0 yet \(see condor_q\); until it has, they are not run anew"
+    with monkeypatch.context() as patched, pytest.raises(NotReady, match=why):
+        # No time is left from the first.
+        patched.setattr(condor_job, "_SLACK", -queue.jobset.grace - 1)
+        runner.end(claim)
+    runner.end(claim)
+    assert not list(pool.glob("job*/status"))
+
+
+def test_a_submission_that_takes_too_long(host: Any, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.script("true")
+    define(host)
+    queue = host.queue()
+    runner = make(queue.layout, queue.jobset)
+    assert isinstance(runner, condor_job.CondorJob)
+    command = Command(["true"], {}, -1)
+    (pool / "slow").touch()
+    monkeypatch.setattr(condor_job, "PATIENCE", 0.3)
+    with pytest.raises(NotReady, match=r"condor_submit has not answered for 0.3 s; see whether HTCondor runs \(systemctl status condor\)"):
+        runner.submit(command, {"SAGEQUEUE_CLAIM": "c1", "SAGEQUEUE_JOB": "a"}, [], [], [])
+    define(host, engine_options={"Executable": "/bin/sh"})
+    queue = host.queue()
+    runner = make(queue.layout, queue.jobset)
+    assert isinstance(runner, condor_job.CondorJob)
+    with pytest.raises(QueueError, match="engine_options has Executable, which sagequeue itself needs under htcondor; take it out"):
+        runner.submit(command, {"SAGEQUEUE_CLAIM": "c1", "SAGEQUEUE_JOB": "a"}, [], [], [])
 
 
 def test_removed_by_somebody(host: Any, pool: Path) -> None:

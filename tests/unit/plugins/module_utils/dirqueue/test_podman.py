@@ -187,18 +187,32 @@ def test_a_container_of_a_dead_claim_is_removed(host: Any, podman: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("kind", "answers"),
+    ("kind", "answers", "message"),
     [
-        ("podman_exec", {"container": [125, "", "Error: database is locked"]}),
-        ("podman_exec", {"container exists": [0, "", ""], "container inspect": [125, "", "Error: database is locked"]}),
-        ("podman_exec", {"container exists": [0, "", ""], "container inspect": [0, "true\n", ""], "unshare": [125, "", "Error: no"]}),
-        ("podman_run", {"ps": [125, "", "Error: database is locked"]}),
-        ("podman_run", {"ps": [0, '[{"Id": "abc", "Labels": {"SAGEQUEUE_CLAIM": "c1"}}]', ""], "rm": [125, "", "Error: no"]}),
+        ("podman_exec", {"container": [125, "", "Error: locked"]}, "podman can't tell whether sagemath runs: Error: locked"),
+        (
+            "podman_exec",
+            {"container exists": [0, "", ""], "container inspect": [125, "", "Error: locked"]},
+            "podman can't tell whether sagemath runs: Error: locked",
+        ),
+        (
+            "podman_exec",
+            {"container exists": [0, "", ""], "container inspect": [0, "true\n", ""], "unshare": [125, "", "Error: no"]},
+            "can't look for a job's processes in the container: Error: no",
+        ),
+        ("podman_run", {"ps": [125, "", "Error: locked"]}, "podman can't tell what a dead worker's job left running: Error: locked"),
+        (
+            "podman_run",
+            {"ps": [0, '[{"Id": "abc", "Labels": {"SAGEQUEUE_CLAIM": "c1"}}]', ""], "rm": [125, "", "Error: no"]},
+            "the container abc of a dead worker's job can't be removed: Error: no",
+        ),
     ],
 )
-def test_what_cannot_be_looked_for_is_not_taken_for_gone(host: Any, podman: Path, kind: str, answers: dict[str, Any]) -> None:
+def test_what_cannot_be_looked_for_is_not_taken_for_gone(
+    host: Any, podman: Path, kind: str, answers: dict[str, Any], message: str
+) -> None:
     answer(podman, answers)
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReady, match=f"^{message}"):
         runner_of(host, kind).end({"SAGEQUEUE_CLAIM": "c1"})
 
 

@@ -61,10 +61,11 @@ def test_a_job_that_fails(host: Any, script: str, reason: str, key: str, value: 
     host.script(f"echo x >> ran\n{script}\n")
     host.define(attempts=2)
     host.queue().enqueue([("a", {})])
-    host.work_off()
+    said = host.work_off()
+    assert "worker t-1 starts" in said and "job a: attempt 1" in said and "job a: attempt 2" in said
     values = host.values("a")
     assert host.states() == {"a": "failed"}
-    assert (values["REASON"], values[key], values["ATTEMPTS"]) == (reason, value, "2")
+    assert (values["REASON"], values[key], values["ATTEMPTS"]) == (reason, value, "2") and values["DETAIL"].endswith(", attempt 2 of 2")
     assert (host.work / "ran").read_text() == "x\nx\n"
     assert [(line["result"], line["attempts"]) for line in host.history()] == [("pending", "1"), ("failed", "2")]
 
@@ -464,6 +465,7 @@ def test_a_full_disk_while_finishing(host: Any, wait_for: Any) -> None:
                 pass
         (host.work / "go").touch()
         wait_for(lambda: "can't be recorded" in host.said() and "No space left on device" in host.said())
+        assert "); trying again" in host.said()
         assert host.states() == {"a": "running"} and queue.why_orphan("a") == ""
         ballast.unlink()
         wait_for(lambda: host.states() == {"a": "done"})
