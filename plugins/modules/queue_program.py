@@ -54,6 +54,7 @@ version:
   type: str
 """
 
+import contextlib
 import importlib.util
 import io
 import marshal
@@ -172,6 +173,8 @@ def main() -> None:
             current = file.read()
     except FileNotFoundError:
         current = b""
+    except OSError as exc:
+        module.fail_json(msg=f"can't write the program {path}: {exc.strerror}")
     changed = essence(current) != wanted or os.stat(path).st_mode & 0o777 != 0o755
     diff = dict.fromkeys(("before", "after"), f"sagequeue {cli.__version__}\n")
     if changed:
@@ -188,6 +191,8 @@ def main() -> None:
             os.chmod(temporary, 0o755)
             os.rename(temporary, path)
         except OSError as exc:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
             module.fail_json(msg=f"can't write the program {path}: {exc.strerror}")
     if module.params["link"]:
         changed = linked(module, path, module.params["link"], diff) or changed

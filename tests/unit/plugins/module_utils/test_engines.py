@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import engine as engine_supervisor
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.engine import Engine, Task, ranges
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import engine
@@ -75,6 +76,26 @@ def test_a_worker_that_has_ended_meanwhile_is_no_failure(
     else:
         made.end([task])
         made.end([task], kill=True)
+
+
+def test_workers_that_do_not_stop_are_named(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made, jobset = supervisor(host, grace=0)
+    monkeypatch.setattr(engine_supervisor, "_SLACK", -100)
+    line = f"12|1|RUNNING|n7|None|sagequeue.t|{host.root}"
+    for name, text in (("squeue", f"echo '{line}'"), ("scancel", f'echo "$@" >>{tmp_path}/asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    why = r"slurm has not stopped t-1 \(RUNNING on n7\): see whether these nodes are up; nothing new starts meanwhile"
+    with pytest.raises(QueueError, match=why):
+        made.stop([jobset])
+    assert "12_1" in (tmp_path / "asked").read_text()
+
+
+def test_a_supervisor_that_there_is_not(host: Any) -> None:
+    known = _host.Host(str(host.root), "/home/a", "process", "cron", "", "", {}, 10)
+    with pytest.raises(QueueError, match="there is no supervisor cron; there are systemd, supervisord, slurm, htcondor"):
+        make("cron", known, [], False)
 
 
 def test_a_worker_leaves_only_when_nothing_waits(host: Any, wait_for: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_with_the_next_step(call: Any, jupyter: Any, tmp_p
         and "another" not in refused["msg"].replace("another one", "")
     )
     token.write_text("")
-    assert "is empty" in call()["msg"]
+    assert call()["msg"] == f"the token {token} is empty; remove it, and run setup.yml for a new one"
     token.unlink()
     assert "Jupyter does not run here" in call()["msg"]
     assert "no token /nowhere/token" in call(token_file="/nowhere/token")["msg"]

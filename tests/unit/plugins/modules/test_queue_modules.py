@@ -150,6 +150,7 @@ def test_enqueue_jobs_of_ones_own(call: Any, host: Any) -> None:
         ({"jobset": "t", "offsets": [0, 4]}, "offset 4 is outside the stride; offsets go from 0 to 3"),
         ({"jobset": "t", "jobs": [{"name": "a", "values": {"low": 1}}]}, "'low' is not a key"),
         ({"jobset": "t", "jobs_file": "/nowhere/jobs"}, "/nowhere/jobs"),
+        ({"jobset": "t", "jobs_file": sys.executable}, f"{sys.executable} is not UTF-8; nothing was enqueued"),
         ({"jobset": "t", "jobs": [], "offsets": [1]}, "mutually exclusive"),
     ],
 )

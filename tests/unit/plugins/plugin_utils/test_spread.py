@@ -311,3 +311,11 @@ def test_a_name_in_a_list_takes_ranges(text: str, expected: list[str]) -> None:
 def test_a_bad_range_is_refused(text: str, why: str) -> None:
     with pytest.raises(QueueError, match=why):
         list(job.parse_list([text]))
+
+
+def test_a_record_that_cannot_be_written_places_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    record = Record(str(tmp_path / "none" / "t.json"), "t")
+    record.path = str(tmp_path / "file" / "t.json")
+    with pytest.raises(QueueError, match="file/t.json.*: Not a directory; no job was placed"):
+        record.save()

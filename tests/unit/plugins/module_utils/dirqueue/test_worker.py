@@ -285,6 +285,18 @@ def test_a_changed_definition_holds_from_the_next_job_on(host: Any, wait_for: An
     assert (host.work / "got").read_text() == "first\nsecond\n"
 
 
+def test_another_kind_of_runner_wants_another_kind_of_worker(host: Any, wait_for: Any) -> None:
+    """A worker that runs one job at a time is no keeper of many."""
+    host.script("true\n")
+    host.define()
+    worker = host.worker()
+    wait_for(lambda: "starts" in host.said())
+    host.define(runner="condor_job", supervisor="systemd")
+    # Its supervisor starts it again.
+    assert worker.wait(30) == 0
+    assert "waiting: jobset t has the runner condor_job now\nthe jobset's runner has changed; starting anew\n" in host.said()
+
+
 def test_a_broken_definition_is_waited_out(host: Any, wait_for: Any) -> None:
     host.script("true\n")
     host.define()
