@@ -48,3 +48,19 @@ def test_the_page_names_each_file_of_the_library() -> None:
     assert not {name for name in there if f"`{name}`" not in page}
     named = set(re.findall(r"`([a-z_]+\.py)`", page))
     assert not {name for name in named if not list(PLUGINS.rglob(name))}, "they are gone"
+
+
+def test_each_arrow_of_the_page_is_one_of_the_code() -> None:
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"^ +(\w+) --> (\w+)$", page.partition("subgraph dirqueue")[2].partition("    end")[0], flags=re.MULTILINE))
+    there = set()
+    for path in DIRQUEUE.rglob("*.py"):
+        inner = path.parent != DIRQUEUE
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 + inner:
+                below = [node.module.split(".")[0]] if node.module else [one.name for one in node.names]
+                there |= {("runners" if inner else path.stem, name) for name in below}
+    # Queue is made of these.
+    parts = {"order", "control", "intake", "records", "store", "batch"}
+    there = {tuple("queue" if name in parts else name for name in arrow) for arrow in there}
+    assert len(drawn) > 30 and not drawn - there
