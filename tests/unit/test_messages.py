@@ -17,6 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "messages.md"
 # Whose first argument a person reads: errors, a module's end, a worker's log.
 SAYERS = {"QueueError", "NotReady", "MalformedJob", "LostClaim", "fail_json", "warn", "say", "_say", "log"}
+# Whose first argument ends such a text.
+SAYERS |= {"BindMountError", "IniError", "refuse"}
 GAP = "…"
 
 
