@@ -38,6 +38,8 @@ SYSTEMD = os.path.isdir("/run/systemd/system")
         ),
         ("sage_venv", {"sage_venv_path": "x"}, "sage_venv_path 'x' is not an absolute path. Set it to one, or leave it out."),
         ("sage_image", {"sage_image_user": "nobody-here"}, "User nobody-here does not exist on localhost, so no image can be built."),
+        ("sage_image", {"sage_image_user": ME}, "Podman is not installed on localhost, so no image can be built."),
+        ("sage_container", {"sage_container_user": ME}, "Podman is not installed on localhost. The roles batch_host, podman and"),
         ("sage_container", {"sage_container_userns": "other"}, "value of sage_container_userns must be one of: keep-id, mapped"),
         ("slurm", {}, "A Slurm pool needs one host in the group slurm_controller (0 now) and at least one in slurm_compute (0 now)."),
         (
@@ -56,11 +58,16 @@ def test_a_role_refuses_what_it_cannot_do(tmp_path: Path, role: str, variables: 
     play = {"hosts": "localhost", "vars": {**variables, **known}, "tasks": [{"name": "Call the role", **task}]}
     (tmp_path / "play.yml").write_text(yaml.safe_dump([{"name": "A play", **play}]))
     (tmp_path / "ansible.cfg").touch()
+    # Podman may be on this machine; here all is but Podman.
+    (tmp_path / "bin").mkdir()
+    for name in os.listdir("/usr/bin"):
+        if name != "podman":
+            (tmp_path / "bin" / name).symlink_to(f"/usr/bin/{name}")
     ansible = str(Path(sys.executable).with_name("ansible-playbook"))
     done = subprocess.run(
         [ansible, "-i", "localhost,", "-c", "local", "play.yml"],
         cwd=tmp_path,
-        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "playbooks" / "collections"), "COLUMNS": "1000"},
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / "playbooks" / "collections"), "PATH": f"{tmp_path}/bin"},
         capture_output=True,
         text=True,
         check=False,
