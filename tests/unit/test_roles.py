@@ -53,6 +53,23 @@ def test_the_readme_has_every_variable_and_no_other(role: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_the_readme_has_the_defaults_that_hold(role: Path) -> None:
+    """Where it gives a value, and not words, of what is not worked out on the host."""
+    defaults = load(role / "defaults" / "main.yml")
+    wrong = []
+    for names, told in re.findall(r"^\| (`.*?) \| (`[^`]*`(?:, `[^`]*`)*) \|", (role / "README.md").read_text(), flags=re.MULTILINE):
+        first, *more = re.findall(r"`(\w+)`", names)
+        full = [first, *(next(name for name in defaults if name.endswith(one)) for one in more)]
+        values = re.findall(r"`([^`]*)`", told)
+        if len(full) == len(values) and not any(is_template(defaults[name]) for name in full):
+            for name, value in zip(full, values):
+                fixed = defaults[name]
+                text = " ".join(fixed) if isinstance(fixed, list) and fixed else yaml.safe_dump(fixed).partition("\n")[0].strip("'")
+                wrong += [] if value == text else [(name, value, text)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
 def test_every_entry_point_has_its_tasks(role: Path) -> None:
     assert [name for name in specs(role) if not (role / "tasks" / f"{name}.yml").exists()] == []
 
