@@ -24,7 +24,13 @@ def ask(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     """
     try:
         return subprocess.run(
-            [program, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+            [program, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
         )
     except FileNotFoundError as exc:
         raise NotReady(

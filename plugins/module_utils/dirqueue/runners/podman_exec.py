@@ -61,9 +61,7 @@ class Agent:
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with other:
-                text = pkgutil.get_data(agent.__package__, "agent.py")
-                assert text
-                self._channel.send(text)
+                self._channel.send(pkgutil.get_data(agent.__package__, "agent.py") or b"")
                 # The socket becomes descriptor 3, the first that podman passes on. Podman need not stay: it would take more
                 # memory than the agent.
                 words = ["exec", "--detach", "--preserve-fds=1", "--env=SAGEQUEUE_AGENT", container]
@@ -75,6 +73,7 @@ class Agent:
                     errors="replace",
                     env={**os.environ, "SAGEQUEUE_AGENT": self.name},
                     timeout=PATIENCE,
+                    check=False,
                 )
             if started.returncode != 0:
                 raise NotReady(started.stderr.strip()[-300:])
@@ -177,7 +176,7 @@ class PodmanExec(Client, name="podman_exec"):
         inspected = podman("container", "inspect", "--format", "{{.State.Running}} {{.Id}} {{.State.StartedAt}}", name)
         if inspected.returncode != 0:
             raise NotReady(f"the container {name} is not there; start it: systemctl --user start {name}.service, or run setup")
-        running, _, token = inspected.stdout.strip().partition(" ")
+        running, _blank, token = inspected.stdout.strip().partition(" ")
         if running != "true":
             raise NotReady(f"the container {name} is not running; start it: systemctl --user start {name}.service")
         if token != self._checked:
