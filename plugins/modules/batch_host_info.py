@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: batch_host_info
 short_description: Look at what a user has on a host
-version_added: 0.2.0
+version_added: 0.1.0
 description:
   - Looks, by one call, at what the roles of this collection must know before they change something, such as the user, the user's systemd,
     Podman, its images and containers, packages and files.

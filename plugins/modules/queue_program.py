@@ -36,7 +36,7 @@ options:
   link:
     description: A symbolic link to the program, such as one in a folder that most login shells have in PATH. A file of that name stays.
     type: path
-    version_added: 0.2.0
+    version_added: 0.1.0
 notes:
   - Run it as the batch user, who then owns the program.
 """
