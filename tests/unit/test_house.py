@@ -60,7 +60,8 @@ def test_each_arrow_of_the_page_is_one_of_the_code() -> None:
             if isinstance(node, ast.ImportFrom) and node.level == 1 + inner:
                 below = [node.module.split(".")[0]] if node.module else [one.name for one in node.names]
                 there |= {("runners" if inner else path.stem, name) for name in below}
-    # Queue is made of these.
-    parts = {"order", "control", "intake", "records", "store", "batch"}
-    there = {tuple("queue" if name in parts else name for name in arrow) for arrow in there}
+    # Queue and Worker are made of these.
+    parts = dict.fromkeys(("notes", "order", "control", "copies", "intake", "records", "gate", "store", "batch"), "queue")
+    parts |= dict.fromkeys(("current", "patience"), "worker")
+    there = {tuple(parts.get(name, name) for name in arrow) for arrow in there}
     assert len(drawn) > 30 and not drawn - there
