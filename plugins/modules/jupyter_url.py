@@ -49,7 +49,7 @@ notes:
   - The address holds the token. Whoever has it can run programs as the user.
   - Run it as the batch user, who alone can read the token.
 requirements:
-  - Python 3.9 or newer on the host
+  - Python 3.8 or newer on the host
 """
 
 EXAMPLES = r"""

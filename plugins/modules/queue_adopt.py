@@ -54,7 +54,7 @@ options:
 notes:
   - Run it as the batch user, who must be the one who ran the older scripts.
 requirements:
-  - Python 3.9 or newer on the host
+  - Python 3.8 or newer on the host
 seealso:
   - module: sagequeue.batch.queue_recover
 """

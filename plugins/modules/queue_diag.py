@@ -51,7 +51,7 @@ options:
 notes:
   - Run it as the batch user. The queue is private to that user.
 requirements:
-  - Python 3.9 or newer on the host
+  - Python 3.8 or newer on the host
 """
 
 EXAMPLES = r"""

@@ -76,7 +76,10 @@ def listed(text: str) -> Lines:
     plain = all(map(job.PLAIN.match, lines)) and not any(map(_sets_twice, (entry for entry in lines if entry.count("=") > 1)))
     # A character can be four bytes.
     if not plain or _SPECIAL.search(text) or max(map(len, lines), default=0) > job.MAX_BYTES // 8:
-        jobs = sorted(job.parse_list(lines), key=lambda entry: -int(entry[1].get("PRIORITY", "0")))
+        try:
+            jobs = sorted(job.parse_list(lines), key=lambda entry: -int(entry[1].get("PRIORITY", "0")))
+        except QueueError as exc:
+            raise QueueError(f"{exc}; nothing was enqueued") from exc
         lines = [line(name, values) for name, values in jobs]
     return Lines([entry.partition(" ")[0] for entry in lines], lines)
 

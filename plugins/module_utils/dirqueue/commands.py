@@ -142,7 +142,7 @@ def show_progress(options: argparse.Namespace) -> int:
             sys.stdout.write(json.dumps(found) + "\n")
             sys.stdout.flush()
         elif not options.follow:
-            say("\n".join(progress_text.text(one, shutil.get_terminal_size().columns) for one in found))
+            say("\n".join(progress_text.text(one, _size().columns) for one in found))
         else:
             _follow(found, ended)
         if ended and options.follow and not options.json:
@@ -152,12 +152,17 @@ def show_progress(options: argparse.Namespace) -> int:
         time.sleep(options.interval)
 
 
+def _size() -> os.terminal_size:
+    """Return the terminal's size; one that does not know its own says 0, which Python before 3.9 hands on."""
+    columns, lines = shutil.get_terminal_size()
+    return os.terminal_size((columns or 80, lines or 24))
+
+
 def _follow(found: list[dict[str, Any]], ended: bool) -> None:
     """Show how far jobsets are in place on a terminal; elsewhere, a line each when something was done."""
     last: Any = getattr(_follow, "last", None)
     if sys.stdout.isatty():
-        # Not os.get_terminal_size: a terminal may not know its size, and says 0 then.
-        size = shutil.get_terminal_size()
+        size = _size()
         whole = "\n".join(progress_text.text(one, size.columns - 1) for one in found)
         # What has scrolled away can't be written over.
         lines = [line.translate(HARMLESS)[: size.columns - 1] for line in whole.split("\n")][: max(size.lines - 1, 1)]
@@ -180,7 +185,7 @@ def list_jobs(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        say(listing.table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else 80))
+        say(listing.table(found, _size().columns if sys.stdout.isatty() else 80))
     return 0
 
 

@@ -231,7 +231,7 @@ def parse_list(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
             for name in spelt_out(words[0]) if "[" in words[0] else words[:1]:
                 yield check_name(name), check_own_values(dict(values))
         except (QueueError, ValueError) as exc:
-            raise QueueError(f"line {number} of the list of jobs: {exc}; nothing was enqueued") from exc
+            raise QueueError(f"line {number} of the list of jobs: {exc}") from exc
 
 
 def natural(name: str) -> list[Any]:

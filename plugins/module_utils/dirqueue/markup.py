@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -103,7 +104,7 @@ def span(seconds: float) -> str:
     if 0 < seconds < 0.9995:
         return f"{max(1, round(seconds * 1000))} ms"
     text = f"{seconds:.1f} s" if seconds < 9.95 and seconds != int(seconds) else duration(seconds)
-    return text.removesuffix(" 0 min").removesuffix(" 0 h")
+    return re.sub(r"( 0 h)?( 0 min)?\Z", "", text)
 
 
 def when(seconds: Optional[float], style: str = "%Y-%m-%d %H:%M:%S") -> str:

@@ -379,11 +379,13 @@ def test_a_job_that_a_frozen_agent_was_told_times_out(host: Any, container: Cont
 # ---- the agent alone ------------------------------------------------------------------------------------------
 
 
-Alone = tuple[socket.socket, "subprocess.Popen[bytes]"]
+def send(ours: socket.socket, message: bytes, fd: int) -> None:
+    """As socket.send_fds does, which Python has since 3.9."""
+    ours.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, sys.byteorder))])
 
 
 @pytest.fixture
-def alone() -> Iterator[Alone]:
+def alone() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(20)
     ours.send(Path(agent.__file__).read_bytes())
@@ -406,12 +408,12 @@ def told(ours: socket.socket, *words: str, claim: str = "test-agent") -> int:
     """Tell an agent to start something; return what it prints into."""
     output, inner = os.pipe()
     fields = [str(len(words)), "/tmp", *words, f"SAGEQUEUE_CLAIM={claim}", "B=2=3"]
-    socket.send_fds(ours, [b"run\0" + b"".join(field.encode() + b"\0" for field in fields)], [inner])
+    send(ours, b"run\0" + b"".join(field.encode() + b"\0" for field in fields), inner)
     os.close(inner)
     return output
 
 
-def test_what_it_says(alone: Alone) -> None:
+def test_what_it_says(alone: tuple[socket.socket, subprocess.Popen[bytes]]) -> None:
     ours, _process = alone
     ours.send(b"ping 7")
     assert ours.recv(100) == b"ping 7"
@@ -425,7 +427,7 @@ def test_what_it_says(alone: Alone) -> None:
             assert not [line for line in printed if "SAGEQUEUE_AGENT" in line] and sum("->" in line for line in printed) == 4
 
 
-def test_what_cannot_be_started(alone: Alone, tmp_path: Path) -> None:
+def test_what_cannot_be_started(alone: tuple[socket.socket, subprocess.Popen[bytes]], tmp_path: Path) -> None:
     """It is said as podman exec says it, by the exit status, and the agent goes on."""
     ours, _process = alone
     (tmp_path / "plain").touch()
@@ -440,7 +442,7 @@ def test_what_cannot_be_started(alone: Alone, tmp_path: Path) -> None:
     assert ours.recv(100) == b"ping 8"
 
 
-def test_a_job_starts_as_any_process_does(alone: Alone) -> None:
+def test_a_job_starts_as_any_process_does(alone: tuple[socket.socket, subprocess.Popen[bytes]]) -> None:
     """Signals that Python ignores, or handles, are as they are for a process that podman exec starts."""
     ours, _process = alone
     with open(told(ours, "cat", "/proc/self/status"), encoding="utf-8") as file:
@@ -466,18 +468,18 @@ def test_a_job_starts_as_any_process_does(alone: Alone) -> None:
         (b"ping", False),
     ],
 )
-def test_nonsense_ends_it(alone: Alone, message: bytes, with_output: bool) -> None:
+def test_nonsense_ends_it(alone: tuple[socket.socket, subprocess.Popen[bytes]], message: bytes, with_output: bool) -> None:
     ours, process = alone
     if with_output:
         with open(os.devnull, "wb") as null:
-            socket.send_fds(ours, [message], [null.fileno()])
+            send(ours, message, null.fileno())
     else:
         ours.send(message)
     assert process.wait(20) == 0
 
 
 @pytest.mark.parametrize("how", ["closed", "nonsense", "a second job"])
-def test_it_ends_with_its_job(alone: Alone, wait_for: Callable[..., Any], how: str) -> None:
+def test_it_ends_with_its_job(alone: tuple[socket.socket, subprocess.Popen[bytes]], wait_for: Callable[..., Any], how: str) -> None:
     ours, process = alone
     claim = f"test-{os.getpid()}-{how.replace(' ', '-')}"
     told(ours, "sh", "-c", "trap '' TERM; setsid sleep 600 & sleep 600 & wait", claim=claim)
@@ -492,7 +494,7 @@ def test_it_ends_with_its_job(alone: Alone, wait_for: Callable[..., Any], how: s
     wait_for(lambda: not carriers({"SAGEQUEUE_CLAIM": claim}))
 
 
-def test_what_was_said_before_the_end_is_not_done_after_it(alone: Alone) -> None:
+def test_what_was_said_before_the_end_is_not_done_after_it(alone: tuple[socket.socket, subprocess.Popen[bytes]]) -> None:
     """Told to start something by one who is gone when it reads that, it does not even try."""
     ours, process = alone
     os.kill(process.pid, signal.SIGSTOP)

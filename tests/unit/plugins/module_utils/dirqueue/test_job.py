@@ -153,4 +153,4 @@ def test_a_bad_list_of_jobs(line: str, reason: str) -> None:
     with pytest.raises(QueueError) as caught:
         list(job.parse_list(["good A=1", line]))
     assert "line 2 of the list of jobs" in str(caught.value)
-    assert reason in str(caught.value) and "nothing was enqueued" in str(caught.value)
+    assert reason in str(caught.value)
