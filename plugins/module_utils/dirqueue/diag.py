@@ -249,8 +249,13 @@ class Diag:
         """
         redact = Redactor(self.secrets, guess=True)
         now, node = owner.now(), os.uname().nodename
-        name = f"sagequeue-diag-{node}-{re.sub('[^0-9T]', '', now[:19])}Z"
-        path = os.path.join(os.path.abspath(os.path.expanduser(folder or os.path.join(self.root, "diag"))), f"{name}.tar.gz")
+        folder = os.path.abspath(os.path.expanduser(folder or os.path.join(self.root, "diag")))
+        first = name = f"sagequeue-diag-{node}-{re.sub('[^0-9T]', '', now[:19])}Z"
+        count = 1
+        # Two may be asked for within a second.
+        while os.path.lexists(path := os.path.join(folder, f"{name}.tar.gz")):
+            count += 1
+            name = f"{first}-{count}"
         index = [
             f"sagequeue {__version__} on {node}, {now}",
             f"root {self.root}, jobsets {', '.join(self.names) or '(none)'}",
@@ -266,7 +271,7 @@ class Diag:
         files = {"README.txt": "\n".join(index) + "\n", **dict(sorted(self.parts.items()))}
         temporary = f"{path}.{os.getpid()}.new"
         try:
-            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "wb") as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as tar:
                 for inside, text in files.items():

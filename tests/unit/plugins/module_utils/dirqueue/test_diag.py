@@ -181,6 +181,15 @@ def test_it_says_where_it_cannot_be_written(host: Host) -> None:
     assert said.returncode == 1 and "can't write the archive" in said.stderr and "Traceback" not in said.stderr
 
 
+def test_two_within_a_second_are_two(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diag.owner, "now", lambda: "2026-11-21T10:15:00.000Z")
+    for count in range(3):
+        path = diag.Diag(str(host.root), more={"count.txt": str(count)}).archive()
+        with tarfile.open(path) as tar:
+            assert os.path.basename(path)[: -len(".tar.gz")] + "/count.txt" in tar.getnames()
+    assert path.endswith("-20261121T101500Z-3.tar.gz") and len(os.listdir(host.root / "diag")) == 3
+
+
 def test_a_name_gives_a_secret_away() -> None:
     hide = Redactor([], guess=True)
     for text in (
