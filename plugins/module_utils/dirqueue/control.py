@@ -282,5 +282,6 @@ class Control(Copies):
             joblog.remove(os.path.join(self.layout.log, f"{name}.log"))
         return Change(name, state, None, "removed")
 
+
 def _not_held(values: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in values.items() if key not in ("HELD_AT", "HELD_BY")}
