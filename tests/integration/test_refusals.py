@@ -18,6 +18,7 @@ BOOTSTRAP = REPOSITORY / "tools" / "bootstrap"
 ME = pwd.getpwuid(os.getuid()).pw_name
 ROOT = os.getuid() == 0
 SYSTEMD = os.path.isdir("/run/systemd/system")
+APPTAINER = ("/usr/bin/apptainer", "/usr/local/bin/apptainer")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,13 @@ SYSTEMD = os.path.isdir("/run/systemd/system")
         ("sage_image", {"sage_image_user": "nobody-here"}, "User nobody-here does not exist on localhost, so no image can be built."),
         ("sage_image", {"sage_image_user": ME}, "Podman is not installed on localhost, so no image can be built."),
         ("sage_container", {"sage_container_user": ME}, "Podman is not installed on localhost. The roles batch_host, podman and"),
+        ("sage_container", {"sage_container_user": "nobody-here"}, "User nobody-here does not exist on localhost. The roles"),
+        pytest.param(
+            "sage_sif",
+            {"sage_sif_manage": False, "sage_sif_user": ME},
+            "Apptainer is not installed on localhost, and sage_sif_manage is false. Install Apptainer 1.2 or newer with squashfuse",
+            marks=pytest.mark.skipif(any(map(os.path.exists, APPTAINER)), reason="it is"),
+        ),
         ("sage_container", {"sage_container_userns": "other"}, "value of sage_container_userns must be one of: keep-id, mapped"),
         ("slurm", {}, "A Slurm pool needs one host in the group slurm_controller (0 now) and at least one in slurm_compute (0 now)."),
         (

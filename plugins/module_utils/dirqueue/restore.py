@@ -59,8 +59,6 @@ def _members(file: Any) -> Iterator[tuple[tarfile.TarInfo, Any]]:
                 member = tar.next()
                 if member is None:
                     break
-                if not member.isreg():
-                    raise QueueError(f"{member.name!r} is not a plain file")
                 yield member, tar.extractfile(member)
                 tar.members.clear()  # type: ignore[attr-defined]
         # To its end, where its checksum is.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -114,6 +115,23 @@ def pool(host: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def define(host: Any, **keys: Any) -> None:
     host.define(**{"runner": "condor_job", "supervisor": "systemd", "workers": 8, "grace": 1, "recover_every": 1, **keys})
+
+
+SENT = "{}, which jobs are to be sent, is not there; put it there, or correct the jobset"
+
+
+@pytest.mark.parametrize(
+    ("missing", "why"), [("work", "the folder {} (workdir) is not there; make it"), ("work/job.sh", SENT), ("work/in", SENT)]
+)
+def test_nothing_is_sent_where_something_is_missing(host: Any, pool: Path, missing: str, why: str) -> None:
+    host.script("true\n")
+    (host.work / "in").touch()
+    define(host, inputs=["in", "{file}"])
+    runner = make(host.queue().layout, host.queue().jobset)
+    assert runner.ready()
+    (host.base / missing).rename(host.base / "away")
+    with pytest.raises(NotReady, match=re.escape(why.format(host.base / missing))):
+        runner.ready()
 
 
 def starts(pool: Path) -> list[str]:
