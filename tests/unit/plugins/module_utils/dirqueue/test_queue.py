@@ -443,10 +443,12 @@ def test_remove_leaves_alone_what_it_cannot_remove(host: Any, queue: Queue) -> N
     assert changes == {"a": None, "z": None} and host.path("pending", "folder").is_dir()
 
 
-def test_an_older_queue_is_adopted(host: Any, queue: Queue, holder: owner.Holder) -> None:
+def test_an_older_queue_is_adopted(host: Any, queue: Queue, holder: owner.Holder, wait_for: Any) -> None:
     script = host.base / "sagequeue-worker.sh"
     script.write_text("read wait\n", encoding="utf-8")
     with subprocess.Popen(["/bin/sh", str(script)], stdin=subprocess.PIPE) as older:
+        # Amid its execve(2) it has no name yet.
+        wait_for(Path(f"/proc/{older.pid}/cmdline").read_bytes)
         running = host.root / "var/t/queue/running"
         for name, pid in (("t_off0", older.pid), ("t_off1", 4_194_300)):
             host.put("running", name, f"OFFSET={name[-1]}\n")
