@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from typing import Optional
 
 from . import job, owner
 from .errors import MalformedJob
@@ -21,14 +22,20 @@ _FEW = 4
 
 
 class Leaving:
-    """A job that has ended, on its way out of running."""
+    """A job that has ended, on its way out of running.
 
-    def __init__(self, name: str, values: dict[str, str], place: int = 0, written: bool = True) -> None:
+    Args:
+        name: the job.
+        values: what its file is to say, or says.
+        place: its place in the queue; None: its file says all that already.
+    """
+
+    def __init__(self, name: str, values: dict[str, str], place: Optional[int] = None) -> None:
         self.name = name
         self.values = values
         self.place = place
         # How far it is: its note is synced, is the job's file, is in the history; it has left running, or has vanished from there.
-        self.synced = self.written = written
+        self.synced = self.written = place is None
         self.logged = self.moved = self.vanished = False
 
     def line(self) -> dict[str, str]:
@@ -44,7 +51,8 @@ class Notes(Order):
         entry = NOTE + ended.values["CLAIM"]
         with contextlib.suppress(FileExistsError):
             self._stage(entry, job.render(ended.values), sync=False)
-        os.utime(entry, ns=(ended.place, ended.place), dir_fd=self._fds["staging"])
+        # What is noted has a place.
+        os.utime(entry, ns=(ended.place, ended.place), dir_fd=self._fds["staging"])  # type: ignore[arg-type]
 
     def _noted(self, record: dict[str, str]) -> dict[str, str] | None:
         """Return how a dead owner's job ended, if that was noted. Not what a power cut may have spoiled."""

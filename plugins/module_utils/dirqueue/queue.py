@@ -191,7 +191,7 @@ class Queue(Notes):
             raise LostClaim(VANISHED.format(claim.name)) from exc
         # RESULT is last: what lacks it is not whole.
         values = {**job.before_attempt(claim.values), **job.tidy(result), "CLAIM": claim.id, "RESULT": state}
-        ended = Leaving(claim.name, values, place, written=False)
+        ended = Leaving(claim.name, values, place)
         self._note(ended)
         self._ended[claim.id] = ended
 

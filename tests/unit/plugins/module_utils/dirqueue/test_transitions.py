@@ -151,7 +151,7 @@ def test_a_job_that_is_swapped_for_a_link_fails_and_the_link_is_kept(host: Any, 
 # ---- finish -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 3, 40])
+@pytest.mark.parametrize("count", [1, 3, 4, 40])
 def test_many_that_have_ended_cost_no_more_syncs_than_a_few(queue: Queue, holder: owner.Holder, synced: list[str], count: int) -> None:
     """One alone does not wait for all that others write to the disk."""
     queue.enqueue([(f"n{number}", {}) for number in range(count)])
@@ -160,7 +160,7 @@ def test_many_that_have_ended_cost_no_more_syncs_than_a_few(queue: Queue, holder
     for claim in claims:
         queue.end(claim, "done", {"REASON": "ok"})
     queue.commit()
-    notes = ["syncfs"] if count == 40 else [f"result.{claim.id}" for claim in claims]
+    notes = ["syncfs"] if count > 3 else [f"result.{claim.id}" for claim in claims]
     # The new entries before the old ones.
     assert synced == [*notes, "done", "running"]
 
@@ -204,6 +204,18 @@ def test_a_commit_whose_last_sync_failed_is_gone_on_with(
         queue.commit()
     assert host.owners() == ["a.env.owner"]
     assert queue.commit() == [] and host.states() == {"a": "done"} and host.owners() == [] and len(host.history()) == 1
+
+
+def test_notes_are_synced_once(queue: Queue, holder: owner.Holder, synced: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that failed later does not begin anew."""
+    queue.enqueue([(f"n{number}", {}) for number in range(4)])
+    for claim in [queue.claim(holder) for _job in range(4)]:
+        queue.end(claim, "done", {"REASON": "ok"})
+    synced.clear()
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(queue, "_append", lambda *_words: (_ for _ in ()).throw(OSError(28, "full")))
+        queue.commit()
+    assert queue.commit() == [] and synced == ["syncfs", "done", "running"]
 
 
 def test_a_note_that_is_made_again_is_synced_again(queue: Queue, holder: owner.Holder, synced: list[str]) -> None:
