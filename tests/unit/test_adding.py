@@ -60,7 +60,7 @@ def test_each_target_is_a_modules() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_has_a_target(module: str) -> None:
-    said = (TARGETS / target_of(module) / "tasks" / "main.yml").read_text()
+    said = "\n".join(path.read_text() for path in sorted((TARGETS / target_of(module) / "tasks").glob("*.yml")))
     calls = re.findall(rf"^ *sagequeue\.batch\.{module}:\n((?:.+\n)+)", said, flags=re.MULTILINE)
     looped = [call for call in calls if "check_mode:" in call and "loop:" in call]
     # One that only looks has no diff, and no more has one that makes a new file.
