@@ -49,7 +49,7 @@ class Order(Control):
         if not self._names and not self._is_shut():
             self._next_names()
         elif self._ahead and len(self._names) <= self._ahead[2]:
-            self._issue_ahead(*self._ahead)
+            self._issue_ahead(*self._ahead[:2])
         return bool(self._names)
 
     def oldest_pending(self) -> float | None:
@@ -126,7 +126,7 @@ class Order(Control):
         self._seen = (mtime if time.time_ns() - mtime > 50_000_000 else -1, time.monotonic() + _LOOK_AGAIN)
         self._order = order if abs(time.time_ns() - order) > 50_000_000 else -1
 
-    def _issue_ahead(self, name: str, issued: int, _left: int) -> None:
+    def _issue_ahead(self, name: str, issued: int) -> None:
         """Make files of a batch's next jobs, if nobody has, while some are still listed: later all workers would wait for it."""
         self._ahead = None
         # What goes wrong here goes wrong again when there is nothing left to claim, and is said then.

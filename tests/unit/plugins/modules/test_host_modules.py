@@ -5,40 +5,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.tests.unit.module_process import run_module
 
 pytest.importorskip("ansible.module_utils.basic")
 
-COLLECTIONS = Path(__file__).resolve().parents[4] / "playbooks" / "collections"
 ME = pwd.getpwuid(os.getuid()).pw_name
 
 
 def call(module: str, folder: Path, limit: str = "unlimited", **options: Any) -> dict[str, Any]:
     """Run a module that may write files of so many blocks; return its result."""
-    start = (
-        "from ansible.module_utils import basic; basic._ANSIBLE_PROFILE = 'legacy'\n"
-        f"from ansible_collections.sagequeue.batch.plugins.modules import {module}; {module}.main()\n"
-    )
-    path = os.pathsep.join([str(COLLECTIONS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        ["/bin/sh", "-c", f'ulimit -f {limit}; exec "$@"', "sh", sys.executable, "-c", start],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": {**options, "_ansible_remote_tmp": str(folder)}}),
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stdout, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return run_module(module, options, folder, limit)
 
 
 @pytest.mark.parametrize(

@@ -6,21 +6,17 @@
 from __future__ import annotations
 
 import http.server
-import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.sagequeue.batch.tests.unit.module_process import run_module
 
 pytest.importorskip("ansible.module_utils.basic")
 
-COLLECTIONS = Path(__file__).resolve().parents[4] / "playbooks" / "collections"
 TOKEN = "abc/&%+ 1"
 QUOTED = "abc%2F%26%25%2B%201"
 
@@ -67,30 +63,10 @@ def call(tmp_path: Path, port: int) -> Callable[..., dict[str, Any]]:
     (tmp_path / "etc" / "jupyter.token").write_text(TOKEN + "\n")
 
     def run(check: bool = False, **options: Any) -> dict[str, Any]:
-        arguments = {"root": str(tmp_path), "port": port, "wait": 20, **options}
-        internal = {"_ansible_check_mode": check, "_ansible_remote_tmp": str(tmp_path)}
-        start = (
-            "from ansible.module_utils import basic; basic._ANSIBLE_PROFILE = 'legacy'\n"
-            "from ansible_collections.sagequeue.batch.plugins.modules import jupyter_url; jupyter_url.main()\n"
-        )
+        arguments = {"root": str(tmp_path), "port": port, "wait": 20, **options, "_ansible_check_mode": check}
         # A proxy that would be asked, were it not for this host itself.
-        environment = {
-            **os.environ,
-            "PATH": f"{tmp_path / 'tools'}:/usr/bin:/bin",
-            "PYTHONPATH": os.pathsep.join([str(COLLECTIONS), os.environ.get("PYTHONPATH", "")]),
-            "http_proxy": "http://127.0.0.1:9",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", start],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, **internal}}),
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
+        environment = {"PATH": f"{tmp_path / 'tools'}:/usr/bin:/bin", "http_proxy": "http://127.0.0.1:9"}
+        return run_module("jupyter_url", arguments, tmp_path, **environment)
 
     return run
 

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.sagequeue.batch.tests.unit.module_process import COLLECTIONS, run_module
 
 pytest.importorskip("ansible.module_utils.basic")
-
-COLLECTIONS = Path(__file__).resolve().parents[4] / "playbooks" / "collections"
 
 
 @pytest.fixture
@@ -27,28 +26,9 @@ def call(host: Any) -> Callable[..., dict[str, Any]]:
         if module != "queue_program":
             options.setdefault("root", str(host.root))
         options = {name: value for name, value in options.items() if value is not None}
-        arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": str(host.base)}
-        start = (
-            "import sys\n"
-            "from ansible.module_utils import basic\n"
-            # What Ansible's own wrapper sets.
-            "basic._ANSIBLE_PROFILE = 'legacy'\n"
-            f"from ansible_collections.sagequeue.batch.plugins.modules import {module}\n"
-            f"{module}.main()\n"
-        )
-        path = os.pathsep.join([str(COLLECTIONS), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            [sys.executable, "-c", start],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
+        arguments = {**options, "_ansible_check_mode": check, "_ansible_diff": True}
+        result = run_module(module, arguments, host.base)
         result.pop("invocation", None)
-        assert bool(result.get("failed")) == (done.returncode != 0)
         return result
 
     return run
