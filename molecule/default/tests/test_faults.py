@@ -67,7 +67,9 @@ def kill_starter(site, job):
 
 def kill_client(site, job):
     """The podman that the worker has started: what it has started in the container knows nothing of its death."""
-    site.run("pkill", "-9", "--parent", job["pid"])
+    killed = site.run("pkill", "-9", "--parent", job["pid"], check=False)
+    said = site.sh("journalctl --user -n 60 -o cat | grep -w job", check=False)
+    assert killed.returncode == 0, f"the worker has started nothing:\n{said}"
 
 
 def kill_container(site, _job):
@@ -196,12 +198,15 @@ def test_reboot(fresh):
 
 
 def test_stop_and_start(fresh):
+    # Of some that were killed before, podman has not been told, and forgets them with their container.
+    left = fresh.sh("podman inspect --format '{{.ExecIDs}}' sagemath")
     claims = [job["claim"] for job in fresh.progress("naps")["running"]]
     fresh.play("stop", jobset="naps")
     assert fresh.progress("naps")["counts"] == {"pending": 4, "running": 0, "done": 0, "failed": 0}
     assert not any(carriers(fresh, claim) for claim in claims)
     reasons = fresh.sh("grep -h ^REASON= ~/sagequeue/var/naps/queue/pending/*.env | sort -u")
     assert reasons == "REASON=worker_stopped"
+    assert fresh.sh("podman inspect --format '{{.ExecIDs}}' sagemath") == left, "podman takes the workers' agents for alive"
     assert fresh.play("stop", jobset="naps").changed == []
 
     fresh.play("start", jobset="naps")

@@ -38,6 +38,8 @@ podman = functools.partial(ask, "podman")
 _FIRST = 10.0
 _WORD = 3.0
 _WITHOUT = 600.0
+# ... and what has started it, to tell podman of its end.
+_LEAVE = 3.0
 # Bytes that a job's words and variables may have together to be told to an agent in one message.
 _LARGEST = 100_000
 
@@ -56,6 +58,7 @@ class Agent:
     def __init__(self, container: str, token: str) -> None:
         self.token = token
         self.name = agent_name()
+        self._container = container
         self.running: Optional[Delegated] = None
         self._pings = 0
         self._channel, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,6 +80,7 @@ class Agent:
                 )
             if started.returncode != 0:
                 raise NotReady(started.stderr.strip()[-300:])
+            self._session = started.stdout.strip()
             if self.hear(_FIRST) != b"ready":
                 raise NotReady("its python3 does not run the agent")
         except (OSError, subprocess.SubprocessError, NotReady) as exc:
@@ -90,6 +94,20 @@ class Agent:
         if self.running:
             self.running.fileno = -1
         self._channel.close()
+
+    def leave(self) -> None:
+        """Let go of it, and have podman forget it.
+
+        Podman keeps what it has started detached in mind until the container ends. And systemd kills what is to tell it of the end
+        (conmon) as soon as the worker has ended: for each of those, podman keeps everybody waiting 5 s then.
+        """
+        self.close()
+        deadline = time.monotonic() + _LEAVE
+        while _names(os.fsencode(self._session)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            words = ["podman", "container", "cleanup", "--rm", "--exec", self._session, self._container]
+            subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_LEAVE, check=False)
 
     def hear(self, seconds: float) -> Optional[bytes]:
         """Return what it says next, nothing if it is lost, None if it is silent for some seconds."""
@@ -131,6 +149,15 @@ class Agent:
         return self.running
 
 
+def _names(session: bytes) -> bool:
+    """Tell whether the command line of a process names an exec session, as those of conmon and of podman's clean-up do."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if session in file.read():
+                return True
+    return False
+
+
 class Delegated(Running):
     """A command that an agent has been told to start."""
 
@@ -158,6 +185,12 @@ class PodmanExec(Client, name="podman_exec"):
     def close(self) -> None:
         """See Runner.close."""
         if self._agent:
+            self._agent.leave()
+        self._agent = None
+
+    def _drop(self) -> None:
+        """Let go of an agent that does not answer."""
+        if self._agent:
             self._agent.close()
         self._agent = None
 
@@ -171,7 +204,7 @@ class PodmanExec(Client, name="podman_exec"):
             if self._agent.answers():
                 return self._checked
             # It has nothing to do, so there is nothing that it could do later.
-            self.close()
+            self._drop()
         name = self.jobset.container
         inspected = podman("container", "inspect", "--format", "{{.State.Running}} {{.Id}} {{.State.StartedAt}}", name)
         if inspected.returncode != 0:
@@ -207,7 +240,7 @@ class PodmanExec(Client, name="podman_exec"):
             try:
                 return told.start(message, command.output, carries)
             except OSError:
-                self.close()
+                self._drop()
                 try:
                     # Its container may have gone with it.
                     token = self.ready()
