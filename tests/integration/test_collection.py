@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -61,6 +62,15 @@ COMMANDS: dict[str, list[str]] = {
     "start": [],
     "restart": [],
 }
+
+
+def test_its_pages_refer_to_what_is_shipped(archive: Path) -> None:
+    with tarfile.open(archive) as shipped:
+        names = shipped.getnames()
+        pages = {name: shipped.extractfile(name) for name in names if name.endswith(".md")}
+        links = {(name, link) for name, page in pages.items() if page for link in re.findall(r"\]\(([^):#\s]+)[#)]", page.read().decode())}
+    assert len(links) > 50
+    assert [(name, link) for name, link in links if os.path.normpath(os.path.join(os.path.dirname(name), link)) not in names] == []
 
 
 def test_the_same_files_give_the_same_bytes(archive: Path, tmp_path: Path) -> None:
