@@ -161,6 +161,12 @@ def test_a_worker_that_is_killed_takes_its_job_along(sagemath):
     assert "job a: running -> pending" in worked and "job a: done" in worked and worked.rstrip().endswith("2")
 
 
+def test_podman_remembers_nothing_of_a_worker_that_has_ended(sagemath):
+    sagemath.write("/home/researcher/work/job.sh", b"echo hello")
+    work = "sagequeue/bin/sagequeue worker t-1 --until-idle; podman inspect --format 'left: {{.ExecIDs}}' sagemath"
+    assert "left: []" in sagemath.sh(WORK + work, user=USER)
+
+
 # What goes away in mid-job, and what the job's file says then.
 LOST = {
     "container": ("podman restart --time=0 sagemath", "the container was started anew while the job ran"),

@@ -102,6 +102,8 @@ class Agent:
         (conmon) as soon as the worker has ended: for each of those, podman keeps everybody waiting 5 s then.
         """
         self.close()
+        if not self._session:
+            return
         deadline = time.monotonic() + _LEAVE
         while _names(os.fsencode(self._session)) and time.monotonic() < deadline:
             time.sleep(0.02)

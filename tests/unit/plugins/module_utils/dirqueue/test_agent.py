@@ -55,6 +55,7 @@ elif words[0] == "exec":
                 pass
     if detached:
         if os.fork():
+            os.write(1, b"5e55107\\n")
             os._exit(0)
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
@@ -89,11 +90,14 @@ class Container:
         self.host.define(runner="podman_exec", container_workdir=str(self.host.work), stride=max(count, 1), **keys)
         self.host.queue().enqueue(self.host.queue().jobset.offset_jobs(range(count)))
 
+    def calls(self) -> list[list[str]]:
+        """The words that podman was called with, in order."""
+        return [json.loads(line) for line in (self.folder / "calls").read_text(encoding="utf-8").splitlines()]
+
     def execs(self) -> list[str]:
         """How podman exec was used, in order: agent, test (for the script), or job."""
-        calls = [json.loads(line) for line in (self.folder / "calls").read_text(encoding="utf-8").splitlines()]
         kinds = {"--detach": lambda words: "agent", "test": lambda words: "test"}
-        return [next((kind(words) for mark, kind in kinds.items() if mark in words), "job") for words in calls if words[0] == "exec"]
+        return [next((kind(words) for mark, kind in kinds.items() if mark in words), "job") for words in self.calls() if words[0] == "exec"]
 
     def agents(self) -> list[int]:
         return [
@@ -139,6 +143,7 @@ def test_one_podman_exec_starts_the_jobs_of_a_worker(host: Any, container: Conta
     values = host.values("t_off0")
     assert int(values["PEAK_MEMORY_KIB"]) > 100 and f"SAGEQUEUE_CLAIM={values['CLAIM']}" in inside
     assert container.agents() == []
+    assert container.calls()[-1] == ["container", "cleanup", "--rm", "--exec", "5e55107", "sagemath"]
 
 
 def test_the_process_list_holds_no_value(host: Any, container: Container) -> None:
