@@ -67,8 +67,10 @@ class _Hashed:
         self.hash = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
-        data = os.read(self._fd, min(size, self._left))
-        if not data and self._left:
+        wanted = min(size, self._left)
+        data = os.read(self._fd, wanted)
+        # tarfile would say of it that there is an unexpected end, and not of what.
+        if len(data) < wanted:
             raise QueueError(f"{self._name} became shorter while it was read; nothing was written; run the backup again")
         self._left -= len(data)
         self.hash.update(data)

@@ -459,12 +459,31 @@ def test_what_is_no_archive_or_not_whole(host: Any, queue: Queue, elsewhere: Any
     backup.backup(queue, str(path))
     data = path.read_bytes()
     there = elsewhere.queue()
-    bombs = [gzip.compress(gzip.decompress(data) + bytes(3 << 20)), b"", b"nonsense" * 100, gzip.compress(b"nonsense" * 1000)]
+    longer = gzip.compress(gzip.decompress(data) + bytes(3 << 20))
+    (host.base / "bad.tar.gz").write_bytes(longer)
+    with pytest.raises(QueueError, match=r"bad\.tar\.gz can't be restored: it goes on after its end; nothing was changed"):
+        restore.restore(there, str(host.base / "bad.tar.gz"))
+    bombs = [longer, b"", b"nonsense" * 100, gzip.compress(b"nonsense" * 1000)]
     for bad in [*bombs, *(data[:cut] for cut in range(1, len(data), len(data) // 40)), data[:-20] + b"x" + data[-19:]]:
         (host.base / "bad.tar.gz").write_bytes(bad)
         with pytest.raises(QueueError, match="nothing was changed"):
             restore.restore(there, str(host.base / "bad.tar.gz"))
         assert elsewhere.states() == {} and sorted(os.listdir(there.layout.run)) == ["malformed", "staging", "workers"]
+
+
+def test_what_becomes_shorter_meanwhile_is_not_kept(host: Any, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(host, queue)
+    whole_lines = backup._whole_lines
+
+    def meanwhile(fd: int, size: int) -> int:
+        found = whole_lines(fd, size)
+        os.truncate(queue.layout.history, found - 1)
+        return found
+
+    monkeypatch.setattr(backup, "_whole_lines", meanwhile)
+    with pytest.raises(QueueError, match="history.jsonl became shorter while it was read; nothing was written; run the backup again"):
+        backup.backup(queue, str(host.base / "t.tar.gz"))
+    assert not list(host.base.glob("*.gz*"))
 
 
 def test_what_is_refused_is_named(host: Any, queue: Queue) -> None:

@@ -177,9 +177,10 @@ def test_carriers(host: Any) -> None:
     assert host.sagequeue(*words, "--spare-session", str(process.pid), "--signal", "9").stdout.split() == []
     assert host.sagequeue("carriers", "TOKEN=x", f"SAGEQUEUE_ROOT={host.root}").stdout.split() == []
     assert host.sagequeue("carriers", "TOKEN=y", "or", *words[1:]).stdout.split() == [str(process.pid)]
-    for wrong in (["TOKEN"], ["or", "A=1"], ["A=1", "or"]):
+    none, amid = "is not KEY=VALUE ...", "ends amid its variables"
+    for wrong, why in ((["TOKEN"], none), (["or", "A=1"], none), (["A=1", "or"], amid)):
         refused = host.sagequeue("carriers", *wrong, "--signal", "9")
-        assert refused.returncode == 1 and f"sagequeue: {' '.join(wrong)!r} " in refused.stderr
+        assert refused.returncode == 1 and refused.stderr == f"sagequeue: {' '.join(wrong)!r} {why}\n"
     assert process.poll() is None
     assert host.sagequeue(*words, "--until-gone").returncode == 0
     assert process.wait(10) == -9

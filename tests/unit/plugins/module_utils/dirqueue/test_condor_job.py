@@ -327,7 +327,7 @@ def test_jobs_that_htcondor_takes_too_long_to_end(host: Any, pool: Path, monkeyp
     assert not list(pool.glob("job*/status"))
 
 
-def test_a_submission_that_takes_too_long(host: Any, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_that_comes_to_nothing(host: Any, pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host.script("true")
     define(host)
     queue = host.queue()
@@ -338,6 +338,10 @@ def test_a_submission_that_takes_too_long(host: Any, pool: Path, monkeypatch: py
     monkeypatch.setattr(condor_job, "PATIENCE", 0.3)
     with pytest.raises(NotReady, match=r"condor_submit has not answered for 0.3 s; see whether HTCondor runs \(systemctl status condor\)"):
         runner.submit(command, {"SAGEQUEUE_CLAIM": "c1", "SAGEQUEUE_JOB": "a"}, [], [], [])
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(NotReady, match=r"condor_submit is not installed; run this on a host of the htcondor pool \(pool\.yml makes one\)"):
+        without = condor_job.CondorJob(queue.layout, queue.jobset)
+        without.submit(command, {"SAGEQUEUE_CLAIM": "c2", "SAGEQUEUE_JOB": "b"}, [], [], [])
     define(host, engine_options={"Executable": "/bin/sh"})
     queue = host.queue()
     runner = make(queue.layout, queue.jobset)

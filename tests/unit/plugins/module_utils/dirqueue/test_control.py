@@ -67,15 +67,11 @@ def test_names_that_mean_nothing(queue: Queue) -> None:
         selection.select(queue, ["off[20-30]"])
     with pytest.raises(QueueError, match="no jobs are named"):
         selection.select(queue, [" , "])
-    for bad, where in (
-        ("off[0-3", "[0-3"),
-        ("off[a-c]", "[a-c]"),
-        ("off[3-1]", "ends before"),
-        ("../x", "/x"),
-        ("a b", " b"),
-        ("off[]", "[]"),
-    ):
-        with pytest.raises(QueueError, match=re.escape(where)):
+    with pytest.raises(QueueError, match="ends before"):
+        selection.select(queue, ["off[3-1]"])
+    for bad, where in (("off[0-3", "[0-3"), ("off[a-c]", "[a-c]"), ("../x", "/x"), ("a b", " b"), ("off[]", "[]")):
+        why = f"{bad!r} names no jobs: at {where!r} a name, * or ?, or numbers in brackets such as [0-3,7] should stand"
+        with pytest.raises(QueueError, match=re.escape(why)):
             selection.select(queue, [bad])
     assert selection.select(queue, ["gone", "x*"], strict=False) == ["gone"] and selection.select(queue, None) is None
 

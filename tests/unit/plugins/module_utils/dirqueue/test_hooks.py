@@ -199,6 +199,14 @@ def test_a_mail_without_a_mailer_is_said_to_be_undelivered(host: Any, tmp_path: 
     holder.release()
 
 
+def test_a_teller_that_cannot_be_started_is_named(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.define(on_failed=["./tell.sh"])
+    monkeypatch.setattr(hooks.sys, "executable", str(host.base / "none"))
+    said: list[str] = []
+    hooks.poke(host.queue(), True, said.append)
+    assert said == [f"on_done and on_failed wait for the next recovery: {host.base}/none: No such file or directory"]
+
+
 def test_nothing_is_told_of_a_jobset_that_has_not_ended(host: Any) -> None:
     """Neither when an operator has stopped it, nor before anything ran, nor when there is no time left to tell it."""
     host.define(on_done="touch told", on_failed="touch told")

@@ -95,7 +95,7 @@ def test_values_are_taken_as_they_are() -> None:
         ({"A": "x\ny"}, "line break"),
         ({"A": "x\0y"}, "NUL"),
         ({"a": "x"}, "'a' is not a key"),
-        ({"A": "\ud800"}, "not valid Unicode"),
+        ({"A": "\ud800"}, "a value is not valid Unicode"),
         ({"A": "x" * 65536}, "larger than"),
     ],
 )

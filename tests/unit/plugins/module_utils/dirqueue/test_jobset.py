@@ -52,7 +52,7 @@ def test_a_container_brings_its_own_sage() -> None:
         ({"secrets": {"https_proxy": "c4nary"}}, "https_proxy is a variable that podman obeys"),
         ({"secrets": {"JOB_OFFSET": "c4nary"}}, "JOB_OFFSET is a variable that the worker sets"),
         ({"secrets": {"SAGEQUEUE_CLAIM": "c4nary"}}, "SAGEQUEUE_CLAIM is a variable that the worker sets"),
-        ({"secrets": {"A": "c4nary"}, "environment": {"A": "b"}}, "A is given twice"),
+        ({"secrets": {"A": "c4nary"}, "environment": {"A": "b"}}, "A is given twice, in two of environment, secrets and podman_secrets"),
         ({"podman_secrets": {"A": "b"}, "runner": "podman_exec"}, "give them to the container (sage_container_secrets)"),
         ({"podman_secrets": {"A": "b"}, "runner": "process"}, "podman_secrets are for the runner podman_run, not process"),
         ({"podman_secrets": {"A": "b,target=PATH"}, "runner": "podman_run", "image": "x"}, "'b,target=PATH' of A can't be the name"),
@@ -60,6 +60,7 @@ def test_a_container_brings_its_own_sage() -> None:
         ({"args": ["--stride", "8"]}, "args has --stride, which the worker itself adds"),
         ({"args": "--rank 3 --offset=2"}, "args has --offset=2"),
         ({"command": ["sage", "--stride=2"]}, "has --stride=2"),
+        ({"on_failed": [""]}, "jobset rook_r3: on_failed names no program"),
     ],
 )
 def test_bad_definitions(keys: dict[Any, Any], message: str) -> None:

@@ -70,7 +70,7 @@ def test_a_default_is_a_value_of_its_kind(key: str) -> None:
         ("supervisor", "cron", "supervisor is 'cron'; did you mean htcondor? (it can be systemd, supervisord, slurm, htcondor)"),
         ("workdir", "Jupyter", "workdir is 'Jupyter'; it must be an absolute path, or begin with ~/"),
         ("args", 5, "args is 5; it must be a list of words or one line"),
-        ("args", "it's", "No closing quotation"),
+        ("args", "it's", "args is \"it's\"; it can't be split into words (No closing quotation)"),
         ("args", {"graph": "rook"}, "it must be a list of words or one line"),
         ("args", ["a\0b"], "args"),
         ("environment", {"A": "a\0b"}, "environment"),

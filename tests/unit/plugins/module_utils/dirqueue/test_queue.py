@@ -299,7 +299,7 @@ def test_a_job_that_was_taken_away_is_a_lost_claim(host: Any, queue: Queue, hold
     queue.enqueue([("a", {})])
     claim = queue.claim(holder)
     host.path("running", "a").unlink()
-    with pytest.raises(LostClaim):
+    with pytest.raises(LostClaim, match="job a has vanished from running; its result is not recorded"):
         queue.finish(claim, "done", {"REASON": "ok"})
     queue.close()
     assert os.listdir(queue.layout.staging) == []
@@ -352,6 +352,8 @@ def litter(host: Any, state: str) -> dict[str, str]:
     (host.path(state, "x").parent / "notes.txt").write_text("", encoding="utf-8")
     (host.path(state, "x").parent / ".hidden.env").write_text("", encoding="utf-8")
     found = {"link": "not a regular file", "fifo": "not a regular file", "folder": "not a regular file", "second": "hard link"}
+    host.put(state, "closed").chmod(0)
+    found["closed"] = "its permissions keep its owner from reading it"
     if os.geteuid() == 0:
         os.chown(host.put(state, "foreign"), 12345, -1)
         found["foreign"] = "belongs to another user (uid 12345)"
@@ -743,7 +745,7 @@ def test_a_commit_that_failed_half_way_is_gone_on_with(host: Any, queue: Queue, 
     history.rmdir()
     # One is taken away meanwhile, by hand.
     host.path("running", "a").unlink()
-    with pytest.raises(LostClaim, match="job a"):
+    with pytest.raises(LostClaim, match="job a has vanished from running; its result is not recorded"):
         queue.finish(claims["a"], "done", {"REASON": "ok"})
     assert host.states() == {"b": "done"} and host.owners() == [] and queue.commit() == []
     assert sorted(line["job"] for line in host.history()) == ["a", "b"]

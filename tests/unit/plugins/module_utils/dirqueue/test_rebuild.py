@@ -155,7 +155,7 @@ OPEN = '{"id": "x", "opening": false, "jobsets": {"t": {"open": 1}}}'
 def test_notes_that_cannot_be_read_are_named(host: Any, notes: str) -> None:
     made(host)
     Path(rebuild.path_of(str(host.root))).write_text(notes)
-    with pytest.raises(QueueError, match="rebuild_image.json can't be read .*clear_stop"):
+    with pytest.raises(QueueError, match="rebuild_image.json can't be read .*, so which gates were open before is not known: .*clear_stop"):
         made(host)
 
 

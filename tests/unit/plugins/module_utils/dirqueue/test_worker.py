@@ -278,7 +278,7 @@ def test_a_changed_definition_holds_from_the_next_job_on(host: Any, wait_for: An
     host.queue().enqueue([("a", {})])
     wait_for(lambda: host.states() == {"a": "done"})
     host.define(args="second")
-    wait_for(lambda: "definition has changed" in host.said())
+    wait_for(lambda: "the jobset's definition has changed; it holds from the next job on" in host.said())
     host.queue().enqueue([("b", {})])
     wait_for(lambda: host.states().get("b") == "done")
     host.stop(worker)
@@ -327,6 +327,7 @@ def test_refused_entries_are_named_once(host: Any, wait_for: Any) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(2)
     host.stop(worker)
+    assert host.said().count("refused pending/one.env in the queue: not a regular file") == 1
     assert host.said().count("one.env") == 1 and len(host.said().splitlines()) < 8
 
 
