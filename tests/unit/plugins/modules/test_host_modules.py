@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils._bind_mount import Walk
+from ansible_collections.sagequeue.batch.plugins.module_utils._bind_mount_rights import BindMountError, Sharing
 from ansible_collections.sagequeue.batch.tests.unit.module_process import run_module
 
 pytest.importorskip("ansible.module_utils.basic")
@@ -57,6 +59,8 @@ def test_folders_that_cannot_be_shared(tmp_path: Path) -> None:
     }.items():
         refused = call("bind_mount_acl", tmp_path, paths=[str(path)], user=ME)
         assert refused["failed"] and refused["msg"] == f"Cannot prepare the bind mounts: {why}"
+    odd = call("bind_mount_acl", tmp_path, paths=["/proc/tty"], user=ME)
+    assert "/proc/tty lies on a file system that takes no ACLs (" in odd["msg"] and "Use a folder on a Linux file system" in odd["msg"]
     nobody = call("bind_mount_acl", tmp_path, paths=[str(tmp_path)], user="nobody-here")
     why = "the user nobody-here does not exist. Make the user, or name another one."
     assert nobody["msg"] == f"Cannot prepare the bind mounts: {why}"
@@ -64,6 +68,24 @@ def test_folders_that_cannot_be_shared(tmp_path: Path) -> None:
     assert odd["msg"] == "Cannot prepare the bind mounts: this is no line of a uid map: '0 x 1'"
     short = call("bind_mount_acl", tmp_path, paths=[str(tmp_path)], user=ME, userns="mapped", uid_map="0 1000 1")
     assert f"the uid map of {ME} has no id for the container's uid 1000. Give the user a range of subordinate ids" in short["msg"]
+
+
+def test_a_folder_of_root_that_a_user_cannot_share(tmp_path: Path) -> None:
+    """Only root may give it to the user, as the role has it done."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setuid(os.getuid() or 65534)
+            Walk(Sharing(os.getuid(), os.getgid()), None, check=False).folder("/usr")
+        except BindMountError as exc:
+            os.write(tell, str(exc).encode())
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with open(told, encoding="utf-8") as file:
+        assert file.read() == "/usr cannot be changed: Operation not permitted."
+    os.waitpid(pid, 0)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")

@@ -318,3 +318,19 @@ def test_what_is_not_theirs_is_refused(call: Any, host: Any, old: Old, tmp_path:
     env.write_text(text + "nonsense\n", encoding="utf-8")
     refused = call("queue_adopt", source=str(old.project))
     assert refused["failed"] and refused["msg"].endswith("is not KEY=VALUE") and not (host.root / "var").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "why"),
+    [
+        ("list-units", "the units sagequeue@1.service are enabled, but systemctl --user can't be asked: no bus; nothing was changed"),
+        ("disable", "can't stop and disable sagequeue@1.service: no bus; no job was taken over"),
+    ],
+)
+def test_units_that_cannot_be_stopped_keep_their_jobs(call: Any, host: Any, old: Old, verb: str, why: str) -> None:  # noqa: F811
+    old.units("sagequeue@1.service")
+    systemctl = old.home / "bin" / "systemctl"
+    systemctl.write_text(SYSTEMCTL.replace("case", f"[ $2 != {verb} ] || {{ echo no bus >&2; exit 1; }}\ncase", 1), encoding="utf-8")
+    before = old.files()
+    refused = call("queue_adopt", source=str(old.project))
+    assert refused["failed"] and refused["msg"] == why and old.files() == before and not (host.root / "var").exists()

@@ -287,6 +287,9 @@ except QueueError as error:
     Path(f"{record}.lock").write_text(json.dumps(other))
     with pytest.raises(QueueError, match=r"if it has, remove .*t\.json\.lock"):
         spread.occupy(record, "enqueue")
+    # A file is where the folder of the records should be.
+    with pytest.raises(QueueError, match="File exists; name another folder for the record of what is where: -e spread_record=FOLDER"):
+        spread.occupy(f"{record}.lock/t", "enqueue")
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ shared.open = halved
         ("shared._Side.release_lock = lambda side: True", "a lock that the other host has released can't be had"),
         (TWICE, "a lock does not keep the other host out"),
         (HALVES, "a file that was replaced by a rename was seen as 7 bytes of two versions"),
-        ("shared._Side.read = lambda side: ['3 bytes of two versions']", "a file that was replaced by a rename was seen as 3 bytes of two versions"),
+        ("shared._Side.read = lambda side: ['3 bytes of two versions']", "by a rename was seen as 3 bytes of two versions"),
         ("os.geteuid = lambda: 12345", "the batch user has another number there"),
         ("shared._Side.put = lambda side, name, what: None", "was not seen by the other within 5 s"),
     ],

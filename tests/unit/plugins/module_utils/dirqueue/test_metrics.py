@@ -94,7 +94,10 @@ def test_the_file(host: Any, tmp_path: Path) -> None:
     assert host.sagequeue("metrics", "--write", str(path)).returncode == 0
     assert read(path.read_text()) and stat.S_IMODE(path.stat().st_mode) == 0o644 and os.listdir(folder) == ["sagequeue.prom"]
     assert read(host.sagequeue("metrics").stdout).keys() == read(path.read_text()).keys()
-    for bad, words in ((folder / "x.txt", "x.txt: node_exporter reads only files whose names end with .prom"), (tmp_path / "none/x.prom", f"must be able to write into {tmp_path}/none")):
+    for bad, words in (
+        (folder / "x.txt", "x.txt: node_exporter reads only files whose names end with .prom"),
+        (tmp_path / "none/x.prom", f"must be able to write into {tmp_path}/none"),
+    ):
         ran = host.sagequeue("metrics", "--write", str(bad))
         assert ran.returncode == 1 and words in ran.stderr and not bad.exists()
     # What is in its place is replaced, not followed and not waited for.
