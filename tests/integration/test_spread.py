@@ -115,6 +115,8 @@ def test_it_stays_spread_within_limits_and_drained_hosts_get_nothing(spread: Spr
     spread.write(h1={"max_jobs_allowed": 5}, h2={"drained": True}, h3={"max_jobs_allowed": "4", "spread": "smart"})
     code, document = spread.command("enqueue", jobs_file=str(spread.folder / "list"))
     assert code == 0 and sorted(placement(document)["left"]) == ["part11", "part12"]
+    room = "were not enqueued: each host has as many jobs as its max_jobs_allowed; enqueue again when some have ended"
+    assert any(room in line for line in placement(document)["said"])
     assert "9 were left alone: 3 pending on h1, 3 pending on h2, 3 pending on h3" in placement(document)["said"]
     parts = {"part08": "h1/pending", "part09": "h3/pending", "part10": "h1/pending"}
     assert spread.where() == {**before, **parts}
@@ -130,7 +132,7 @@ def test_jobs_move_off_a_host_that_answers(spread: Spread) -> None:
     after, said = spread.where(), "\n".join(placement(document)["said"])
     running = [name for name, place in before.items() if place == "h2/running"]
     assert code == 0 and [name for name, place in after.items() if place.startswith("h2/")] == running
-    assert f"{running[0]} still runs there" in said and "2 jobs moved from h2" in said
+    assert f"{running[0]} still runs there; stop.yml -e sagequeue_hosts=h2 puts back what runs" in said and "2 jobs moved from h2" in said
     assert set(after) == set(before) and all(" " not in place for place in after.values())
 
 
@@ -146,6 +148,9 @@ def test_a_host_that_cannot_be_asked(spread: Spread) -> None:
     assert code != 0 and "does not say where new1 and 1 more would be" in failures(document) and spread.where() == before
     code, document = spread.command("move", **{"from": "h3", "lost": True})
     own = [name for name, place in before.items() if place == "h3/pending"]
+    said = "\n".join(placement(document)["said"])
+    assert "h3 is given up; it was asked last at 2" in said and ": then it had " in said
+    assert "what moved and was pending there still is, and runs there, too, if h3 comes up: then at once -e back=h3" in said
     assert (
         code == 0
         and own

@@ -1,5 +1,5 @@
 # MIT licence, see LICENSE.
-"""Every message that the code can print is in docs/messages.md, with what to do, and nothing else is.
+"""Every message that the code can print is in docs/messages.md, with what to do, and has a test; nothing else is on that page.
 
 `python tests/unit/test_messages.py` prints what the page lacks.
 """
@@ -7,19 +7,28 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jinja2 import Environment, nodes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "messages.md"
 # Whose first argument a person reads: errors, a module's end, a worker's log.
 SAYERS = {"QueueError", "NotReady", "MalformedJob", "LostClaim", "fail_json", "warn", "say", "_say", "log"}
 # Whose first argument ends such a text.
-SAYERS |= {"BindMountError", "IniError", "refuse"}
+SAYERS |= {"BindMountError", "IniError", "ValueError", "refuse"}
+# What a script that is sent elsewhere ends with.
+SAYERS |= {"exit"}
+# Whose third and fourth argument a person reads: what is wrong, and the next step.
+FINDINGS = {"Problem"}
 GAP = "…"
+# How many words of a message a test must have, in their order.
+WORDS = 4
 
 
 def tidy(text: str) -> str:
@@ -33,6 +42,8 @@ def constant(node: ast.expr, known: dict[str, str]) -> str:
         return str(node.value)
     if isinstance(node, ast.JoinedStr):
         return "".join(constant(part, known) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+        return re.sub("%[a-z]", GAP, constant(node.left, known))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return constant(node.left, known) + constant(node.right, known)
     if isinstance(node, ast.Name):
@@ -47,8 +58,23 @@ def texts(node: ast.expr, known: dict[str, str]) -> set[str]:
     return {tidy(constant(one, known)) for one in ((node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,))}
 
 
-def in_python(source: str) -> set[str]:
-    """Return the messages of a module."""
+def reasons(node: ast.AST, known: dict[str, str]) -> set[str]:
+    """Return why something is as it is, where that is worked out before it is said: what more than two words are given the name."""
+    if isinstance(node, ast.FunctionDef) and re.match("_?why|_odd", node.name):
+        ends = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value]
+        return {text for one in ends for text in texts(one, known)}
+    if isinstance(node, ast.Assign) and [one.id for one in node.targets if isinstance(one, ast.Name)] == ["why"]:
+        return {text for text in texts(node.value, known) if len(text.replace(GAP, "").split()) > 2}
+    return set()
+
+
+def in_python(source: str, says: bool = False) -> set[str]:
+    """Return the messages of a module, and of the scripts that it sends elsewhere.
+
+    Args:
+        source: its text.
+        says: whether what it appends to `said` tells an operator what to know and do.
+    """
     tree = ast.parse(source)
     known = {
         target.id: node.value.value
@@ -59,9 +85,9 @@ def in_python(source: str) -> set[str]:
     }
     found = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and re.match("_?why", node.name):
-            ends = [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value]
-            found = found.union(*(texts(one, known) for one in ends))
+        found |= reasons(node, known)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n    sys.exit(" in node.value:
+            found |= in_python(node.value)
         if isinstance(node, ast.Dict):
             pairs = [(key, value) for key, value in zip(node.keys, node.values) if isinstance(key, ast.Constant)]
             found = found.union(*(texts(value, known) for key, value in pairs if key.value == "DETAIL"))
@@ -71,6 +97,10 @@ def in_python(source: str) -> set[str]:
         first = next((one.value for one in node.keywords if one.arg == "msg"), node.args[0] if node.args else None)
         if name in SAYERS and first is not None:
             found |= texts(first, known)
+        if says and name == "append" and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "said":
+            found |= texts(node.args[0], known)
+        if name in FINDINGS:
+            found.add(tidy("; ".join(constant(one, known) for one in node.args[2:])))
     return found
 
 
@@ -95,14 +125,23 @@ def in_yaml(node: Any) -> set[str]:
     return found
 
 
+def chosen(node: nodes.Node) -> list[str]:
+    """Return the texts that an expression of a template can be, with gaps."""
+    if isinstance(node, nodes.Const):
+        return [str(node.value)]
+    if isinstance(node, nodes.Concat):
+        return ["".join(parts) for parts in itertools.product(*map(chosen, node.nodes))]
+    if isinstance(node, nodes.CondExpr):
+        return [*chosen(node.expr1), *(chosen(node.expr2) if node.expr2 else [])]
+    return [GAP]
+
+
 def plain(text: str) -> set[str]:
     """Return what a template can say, with gaps for its expressions: each of the texts that an expression chooses from makes one."""
     found = {re.sub(r"\{%.*?%\}", GAP, text, flags=re.DOTALL)}
     for expression in re.findall(r"\{\{.*?\}\}", text, flags=re.DOTALL):
-        whole = re.sub(r"default\('[^']*'", "", expression)
-        whole = re.sub(r"\w+ ~ '", f"'{GAP}", re.sub(r"'\s*~[^'~]+~\s*'", GAP, whole))
-        whole = re.sub(r"' ~ \w+", f"{GAP}'", whole)
-        choices = [one for one in re.findall(r"'([^']*)'", whole) if len(one.split()) > 2] or [GAP]
+        (output,) = Environment().parse(expression).find_all(nodes.Output)
+        choices = [one for one in chosen(output.nodes[0]) if len(one.split()) > 2] or [GAP]
         found = {one.replace(expression, choice) for one in found for choice in choices}
     return {tidy(one) for one in found}
 
@@ -116,7 +155,8 @@ def messages() -> dict[str, str]:
     """Return all messages, and the file of each."""
     found: dict[str, str] = {}
     for path in sorted((REPOSITORY / "plugins").rglob("*.py")):
-        found.update(dict.fromkeys(in_python(path.read_text()), str(path.relative_to(REPOSITORY))))
+        says = path.parent.name in ("action", "plugin_utils")
+        found.update(dict.fromkeys(in_python(path.read_text(), says), str(path.relative_to(REPOSITORY))))
     for folder in ("roles", "playbooks"):
         for path in sorted((REPOSITORY / folder).rglob("*.yml")):
             if "collections" not in path.parts:
@@ -141,6 +181,42 @@ def lacking() -> str:
     return "\n".join(add + drop)
 
 
+def bare(text: str) -> str:
+    """Return a text's words on one line, without what stands around them."""
+    return " ".join(word for word in (one.strip(".,:;()\"'`") for one in text.split()) if word)
+
+
+def in_tests() -> str:
+    """Return all texts of the tests, one a line: neither comments nor what says what a test is for."""
+    lines = []
+    for path in (path for top in ("tests", "molecule") for path in sorted((REPOSITORY / top).rglob("*"))):
+        if path.suffix == ".yml":
+            lines.append(bare(re.sub(r"^\s*#.*", "", path.read_text(), flags=re.MULTILINE).replace("\\", "")))
+        if path.suffix != ".py" or path == Path(__file__).resolve():
+            continue
+        tree = ast.parse(path.read_text())
+        passed = {one.value for one in ast.walk(tree) if isinstance(one, ast.Expr)}
+        passed |= {part for one in ast.walk(tree) if isinstance(one, ast.JoinedStr) for part in one.values}
+        for node in (one for one in ast.walk(tree) if isinstance(one, (ast.Constant, ast.JoinedStr)) and one not in passed):
+            # In what is compared by a regular expression some characters have a backslash.
+            lines.append(bare(re.sub(r"\\(.)", r"\1", constant(node, {}))))
+    return "\n".join(lines)
+
+
+def runs(message: str) -> Iterator[str]:
+    """Return expressions for each so many words of a message that follow each other, whatever stands in the gaps between them."""
+    words = bare(message.replace(GAP, f" {GAP} ")).split()
+    places = [place for place, word in enumerate(words) if word != GAP]
+    for first, last in zip(places, places[WORDS - 1 :] or places[-1:]):
+        run = " ".join("" if word == GAP else re.escape(word) for word in words[first : last + 1])
+        yield re.sub(" +", lambda blanks: " " if len(blanks[0]) == 1 else ".{0,120}?", run)
+
+
+def untested(found: Iterable[str], told: str) -> list[str]:
+    """Return the messages of which no test has so many words."""
+    return [text for text in found if not any(re.search(run, told) for run in runs(text))]
+
+
 def test_the_page_has_every_message_and_no_other() -> None:
     assert not lacking(), f"correct docs/messages.md:\n{lacking()}"
 
@@ -149,12 +225,29 @@ def test_every_message_has_a_remedy() -> None:
     assert [text for text, remedy in rows().items() if len(remedy.split()) < 2] == []
 
 
+def test_every_message_has_a_test() -> None:
+    assert untested(messages(), in_tests()) == [], "no test provokes them and looks at their words"
+
+
+def test_a_message_without_a_test_is_found() -> None:
+    told = "\n".join(map(bare, (f"job {GAP}: it has gone; look there", "no worker .* there, see (it)", "a short one")))
+    known = [f"job {GAP}: it has gone", f"{GAP} has gone; look there", f"no worker of {GAP} there, see {GAP}", f"short {GAP}"]
+    assert untested(known, told) == [known[2]]
+    unknown = ["another short one", f"short {GAP} thing"]
+    assert untested([f"worker {GAP} there, see it", *unknown], told) == unknown
+    invented = "the moon is made of cheese"
+    assert untested([invented], in_tests()) == [invented]
+
+
 def test_messages_are_collected_from_all_kinds_of_code() -> None:
     found = messages()
     assert len(found) > 150
     python = 'X = "gone {}"\nraise QueueError(f"no {a} there" + b if c else X.format(1))\nself._say(f"waiting for {d}")\n'
     python += 'm.fail_json(msg="bad luck")\n'
     assert in_python(python) == {f"no {GAP} there{GAP}", f"gone {GAP}", f"waiting for {GAP}", "bad luck"}
+    python = 'why = f"it has {n} jobs too many"\nwhy = f"held by {x}"\nProblem(a, b, f"is {why}", "mend it")\nsaid.append(f"{x} is back")\n'
+    assert in_python(python) == {f"it has {GAP} jobs too many", f"is {GAP}; mend it"} and f"{GAP} is back" in in_python(python, says=True)
+    assert in_python('S = "\\nif x:\\n    sys.exit(\'no %s here\' % y)\\n"') == {f"no {GAP} here"}
     tasks: list[Any] = [{"block": [{"ansible.builtin.assert": {"that": "x", "fail_msg": "no {{ x }}"}}]}]
     tasks.append({"ansible.builtin.fail": {"msg": "a {% if b %}c{% endif %}"}})
     assert {one for text in in_yaml(tasks) for one in plain(text)} == {f"no {GAP}", f"a {GAP}c{GAP}"}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,22 @@ def test_workers_that_do_not_stop_are_named(host: Any, monkeypatch: pytest.Monke
     with pytest.raises(QueueError, match=why):
         made.stop([jobset])
     assert "12_1" in (tmp_path / "asked").read_text()
+
+
+def test_how_workers_are_that_do_not_run(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    jobset = host.define(supervisor="htcondor", workers=2)
+    made = make("htcondor", _host.Host(str(host.root), "/home/a", "process", "htcondor", "", "", {}, 10), [jobset], False)
+    ad = {"SagequeueJobset": "t", "ClusterId": 12, "ProcId": 0}
+    ended = {**ad, "SagequeueNumber": 1, "JobStatus": 4, "ExitCode": 0}
+    waits = {**ad, "SagequeueNumber": 2, "JobStatus": 1, "ProcId": 1}
+    for name, found in (("condor_history", ended), ("condor_q", waits)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{json.dumps([found])}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    engine.say_left(host.queue().layout, engine.Engine("htcondor", "12.0", 0), True)
+    _head, first, second = made.status([jobset])
+    assert first.endswith(" job 12.0 left, as nothing was pending")
+    assert second.endswith(" job 12.1 (no machine has taken it yet; condor_q -better-analyze 12.1 says why)")
 
 
 def test_a_supervisor_that_there_is_not(host: Any) -> None:

@@ -186,7 +186,7 @@ def test_the_module(call: Any, four: Any) -> None:  # noqa: F811
     shutil.rmtree(four.root / "var/u")
     failed = call("queue_verify")
     assert failed["msg"].startswith("2 of what the queue promises does not hold:\njobset t: job t_off1 is in 2 states at once; remove")
-    assert "jobset u: can't be looked at (jobset u has no usable queue" in failed["msg"]
+    assert "jobset u: can't be looked at (jobset u has no usable queue" in failed["msg"] and "); mend that first" in failed["msg"]
     assert [one["what"] for one in failed["problems"]] == ["job t_off1", "can't be looked at"]
     assert not call("queue_verify", jobset="u")["msg"].startswith("2 of")
     assert "jobset x is not defined on this host" in call("queue_verify", jobset="x")["msg"]

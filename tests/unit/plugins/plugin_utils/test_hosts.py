@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ansible")
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.plugin_utils.hosts import Hosts, few, jobs
-from ansible_collections.sagequeue.batch.plugins.plugin_utils.spread import Record
+from ansible_collections.sagequeue.batch.plugins.plugin_utils.spread import PLACED, Record
 
 
 def answer(left: float | None = None, solved_by: str = "", workers: int = 2, **states: list[str]) -> dict[str, Any]:
@@ -69,6 +69,12 @@ def test_what_two_hosts_hold(tmp_path: Path) -> None:
     hosts = known(tmp_path, a={"_first": answer(pending=["j1"])}, b={"_first": answer(running=["j1"])})
     assert hosts.twice() == {"j1": ["a", "b"]} and hosts.note("b") == "1 of these belong to other hosts"
     assert hosts.odd(looks=False) == ["TWICE: j1 pending on a, and running on b, too"]
+
+
+def test_what_was_placed_and_is_in_no_queue_is_named(tmp_path: Path) -> None:
+    hosts = known(tmp_path, a={"_first": answer(pending=[])})
+    hosts.record.jobs["j1"] = ["a", PLACED, "j1"]
+    assert hosts.odd(looks=True) == ["1 job placed and not in a queue yet: a command was cut short; run it again"]
 
 
 def test_numbers_in_words() -> None:

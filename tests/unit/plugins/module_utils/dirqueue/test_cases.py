@@ -235,7 +235,21 @@ def test_many_jobs_wherever_they_are(host: Any, monkeypatch: pytest.MonkeyPatch)
     assert progress.look(queue)["cases"]["why"] == "the gate is closed"
     queue.open_gate()
     monkeypatch.undo()
+    # What is not known of one part is not known of all.
+    path = host.work / "state_rook_r3_stride1000_off7.txt"
+    path.rename(host.work / "away")
+    path.mkdir()
+    assert progress.look(queue)["cases"]["why"] == "how far t_off7 is can't be read"
+    path.rmdir()
+    (host.work / "away").rename(path)
     line = {"claim": "0" * 32, "result": "done", "duration_s": "60", "cases_done": "50"}
     with open(queue.layout.history, "a", encoding="utf-8") as history:
         history.write(json.dumps(line) + "\n")
     assert progress.look(queue)["cases"]["why"] == "no job is running"
+
+
+def test_without_their_number_nothing_is_said_of_the_time(host: Any) -> None:
+    host.define(**{key: value for key, value in ROOK.items() if key != "cases"})
+    queue = host.queue()
+    queue.enqueue(queue.jobset.offset_jobs())
+    assert progress.look(queue)["cases"]["why"] == "the key cases is not set"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, docker_exec, make
 
 # Notes how it was called. Answers `container inspect` with a file; runs what is to be executed with the variables that were named.
 DOCKER = f"""#!{sys.executable}
@@ -145,6 +146,26 @@ def test_a_script_and_a_python_are_needed(host: Any, docker: Path) -> None:
     with pytest.raises(NotReady, match=f"can't run python3 in {host.work}: no python"):
         runner_of(host).ready()
     with pytest.raises(NotReady, match="can't look for a job's processes in the container box of Docker's: no python"):
+        runner_of(host).end({"SAGEQUEUE_CLAIM": "c"})
+
+
+def test_what_cannot_be_ended_stays(host: Any, docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(host)
+    job = start(runner, "a", "sleep", "1000")
+    carries = {"SAGEQUEUE_CLAIM": f"x{os.getpid()}a"}
+    monkeypatch.setattr(docker_exec, "_SIGNAL", docker_exec._SIGNAL.replace("+ 10", "+ 0.2"))
+    # As one that waits for a disk, it does not end by that.
+    with pytest.raises(NotReady, match=r"in the container box of Docker's: processes \[[0-9]+\] in it can't be killed"):
+        runner._inside(0, "gone", carries)
+    runner.end(carries)
+    assert ended(runner, job)[0].signal == signal.SIGKILL
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root has rights to give up")
+def test_a_root_without_rights_says_so(host: Any, docker: Path) -> None:
+    (docker / "python3").write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-sys_ptrace {sys.executable} "$@"\n', encoding="utf-8")
+    (docker / "python3").chmod(0o755)
+    with pytest.raises(NotReady, match="in the container box of Docker's: its root may not look at the processes of others"):
         runner_of(host).end({"SAGEQUEUE_CLAIM": "c"})
 
 

@@ -148,7 +148,7 @@ def test_one_that_was_killed_while_it_opened_is_ended_by_the_next(host: Any) -> 
     assert made(host).end() == ["t", "u"]
 
 
-OPEN = '{"id": "x", "opening": false, "jobsets": {"t": {"open": 1}}}'
+OPEN = '{"id": "x", "opening": false, "jobsets": {"t": {"open": 1, "ran": true}}}'
 
 
 @pytest.mark.parametrize("notes", ["", "{", "[]", '{"id": "x"}', '{"id": 1, "opening": false, "jobsets": {}}', OPEN])
@@ -157,6 +157,9 @@ def test_notes_that_cannot_be_read_are_named(host: Any, notes: str) -> None:
     Path(rebuild.path_of(str(host.root))).write_text(notes)
     with pytest.raises(QueueError, match="rebuild_image.json can't be read .*, so which gates were open before is not known: .*clear_stop"):
         made(host)
+    if notes == OPEN:
+        with pytest.raises(QueueError, match="can't be read \\(not what was noted here\\), so which gates"):
+            made(host)
 
 
 def test_jobs_of_dead_workers_are_not_waited_for(host: Any) -> None:
