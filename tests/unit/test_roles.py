@@ -79,6 +79,24 @@ def test_a_role_calls_no_playbook_and_a_module_no_other(role: Path) -> None:
     assert [str(path) for path in role.rglob("*.yml") if "import_playbook" in path.read_text()] == []
 
 
+def depends(role: Path) -> set[str]:
+    """Return the roles that Ansible calls before a role, whichever of its entry points is meant."""
+    own = [one["role"].rpartition(".")[2] for one in load(role / "meta" / "main.yml")["dependencies"]]
+    return {*own, *(name for one in own for name in depends(role.parent / one))}
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+def test_a_role_that_uses_facts_has_them_gathered(role: Path) -> None:
+    """Its arguments are checked before its first task: only what it depends on comes sooner."""
+    texts = [path.read_text() for path in role.rglob("*") if path.suffix in (".yml", ".j2")]
+    # What getent finds is put there by a task.
+    uses = any(re.search(r"ansible_facts(?!\['getent_)", text) for text in texts)
+    gathers = any("ansible.builtin.setup:" in text for text in texts)
+    assert not uses or gathers or "facts" in depends(role)
+    early = [name for name, value in load(role / "defaults" / "main.yml").items() if "ansible_facts" in str(value)]
+    assert not early or "facts" in depends(role)
+
+
 def test_modules_know_only_what_lies_below_them() -> None:
     allowed = "ansible.module_utils", "ansible_collections.sagequeue.batch.plugins.module_utils"
     odd = [
