@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BOOTSTRAP = REPOSITORY / "tools" / "bootstrap"
 ME = pwd.getpwuid(os.getuid()).pw_name
 ROOT = os.getuid() == 0
+BECOMES = pytest.mark.skipif(not ROOT, reason="only root becomes root without a password")
 SYSTEMD = os.path.isdir("/run/systemd/system")
 APPTAINER = ("/usr/bin/apptainer", "/usr/local/bin/apptainer")
 
@@ -43,7 +44,7 @@ APPTAINER = ("/usr/bin/apptainer", "/usr/local/bin/apptainer")
             "bind_mounts",
             {"bind_mounts_user": "root"},
             "Rootless Podman is not for root. Next: name an ordinary user in bind_mounts_user.",
-            marks=pytest.mark.skipif(not ROOT, reason="only root becomes root without a password"),
+            marks=BECOMES,
         ),
         pytest.param(
             "linger",
@@ -166,13 +167,14 @@ HTCONDOR = {"_htcondor_controller": "localhost", "_htcondor_looks": 1, "_htcondo
             {"condor_status": "true"},
             "HTCondor knows no node far in its pool (condor_status lists them). Name it as there; a node that is down",
         ),
-        (
+        pytest.param(
             "linger",
             "wait",
             {"linger_user": ME, "linger_timeout": 2, "_linger_uid": "77"},
             {"busctl": "echo 'Failed to set bus address: No such file or directory' >&2; exit 1"},
             f"The systemd manager of {ME} did not answer over its bus within 2 s: Failed to set bus address: No such file or directory."
             " Next: install dbus-user-session if /run/user/77/bus is missing, then run",
+            marks=BECOMES,
         ),
         (
             "sage_container",
@@ -181,12 +183,13 @@ HTCONDOR = {"_htcondor_controller": "localhost", "_htcondor_looks": 1, "_htcondo
             {"podman": "echo podman version 4.3.1"},
             "Podman 4.3.1 was found on localhost, but Quadlet units need Podman 4.4 or newer. Ubuntu 24.04 and Debian 13 have it.",
         ),
-        (
+        pytest.param(
             "sage_container",
             "wait",
             {"sage_container_user": ME, "sage_container_name": "none", "_sage_container_reasons": [], "_sage_container_stale": True},
             {},
             "none.service could not be started on localhost. The last lines of none.service were:",
+            marks=BECOMES,
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
