@@ -47,6 +47,17 @@ APPTAINER = ("/usr/bin/apptainer", "/usr/local/bin/apptainer")
             marks=BECOMES,
         ),
         pytest.param(
+            "bind_mounts",
+            {"bind_mounts_user": "nobody-here"},
+            "The user nobody-here does not exist. Next: make the user, or name another one in bind_mounts_user.",
+            marks=BECOMES,
+        ),
+        (
+            "sage_image",
+            {"sage_image_user": ME, "sage_image_containerfile": "/none"},
+            "The Containerfile /none does not exist on the machine that runs Ansible. Point sage_image_containerfile to one",
+        ),
+        pytest.param(
             "linger",
             {"linger_user": ME},
             "Linger needs systemd as PID 1, and this host runs something else. Next: choose the supervisor supervisord",
@@ -131,6 +142,7 @@ def says(done: subprocess.CompletedProcess[str]) -> str:
     return " ".join(done.stdout.replace("\\n", " ").replace('\\"', '"').split())
 
 
+SUBIDS = {"bind_mounts_user": ME, "_bind_mounts_without": ["/etc/subuid", "/etc/subgid"], "_bind_mounts_subid_start": 100000}
 SLURM = {"_slurm_controller": "localhost", "_slurm_looks": 1}
 HTCONDOR = {"_htcondor_controller": "localhost", "_htcondor_looks": 1, "_htcondor_nodes": ["localhost", "far"]}
 
@@ -185,6 +197,36 @@ HTCONDOR = {"_htcondor_controller": "localhost", "_htcondor_looks": 1, "_htcondo
         ),
         pytest.param(
             "sage_container",
+            "main",
+            {"sage_container_user": ME},
+            {"podman": "echo podman version 5.4.2"},
+            f"The systemd of user {ME} does not run (no /run/user/{os.getuid()}/bus) on localhost. The roles batch_host, podman",
+            marks=pytest.mark.skipif(os.path.exists(f"/run/user/{os.getuid()}/bus"), reason="it does"),
+        ),
+        (
+            "bind_mounts",
+            "add_subids",
+            {**SUBIDS, "bind_mounts_manage_subids": False},
+            {},
+            f"The user {ME} has no range of subordinate ids in /etc/subuid and /etc/subgid, which rootless Podman needs."
+            " Next: set bind_mounts_manage_subids=true, or run",
+        ),
+        (
+            "bind_mounts",
+            "add_subids",
+            {**SUBIDS, "_bind_mounts_subid_start": 4294960000},
+            {},
+            "Next: no id is free above the ranges of others; run",
+        ),
+        (
+            "sage_sif",
+            "source",
+            {"sage_sif_user": ME, "_sage_sif_debian": False, "_sage_sif_ubuntu": False},
+            {},
+            "The packages of localhost have no Apptainer, and no source of it is known for such a system. Install Apptainer 1.2 or newer",
+        ),
+        pytest.param(
+            "sage_container",
             "wait",
             {"sage_container_user": ME, "sage_container_name": "none", "_sage_container_reasons": [], "_sage_container_stale": True},
             {},
@@ -199,6 +241,13 @@ def test_a_step_refuses_what_it_meets(
 ) -> None:
     task = {"ansible.builtin.include_role": {"name": f"sagequeue.batch.{role}", "tasks_from": step}}
     assert refusal in says(play(tmp_path, task, variables, **tools))
+
+
+def test_a_podman_that_does_not_tell_its_map(tmp_path: Path) -> None:
+    task: dict[str, Any] = {"ansible.builtin.include_role": {"name": "sagequeue.batch.bind_mounts", "tasks_from": "folders"}}
+    task["vars"] = {"_bind_mounts_looked": {"uid_map": ""}}
+    said = says(play(tmp_path, task, {"bind_mounts_user": ME}, podman="echo 'cannot set up namespace' >&2; exit 125"))
+    assert f"Podman can't say which ids the containers of {ME} get: cannot set up namespace. Next: run" in said
 
 
 def test_a_port_that_somebody_else_has(tmp_path: Path) -> None:

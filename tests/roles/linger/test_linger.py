@@ -55,7 +55,7 @@ def test_it_is_taken_back_as_it_was_found(host, user, before):
 def test_a_missing_user_is_named(host):
     play = host.play("linger", linger_user="nobody-here")
     assert play.rc != 0
-    assert "nobody-here does not exist" in play.errors[0]
+    assert "The user nobody-here does not exist. Next: make the user, or name another one in linger_user." in play.errors[0]
     told = host.play("linger", linger_user="nobody-here", check=True)
     assert (told.rc, told.changed) == (0, ["Say what waits for the user"])
 

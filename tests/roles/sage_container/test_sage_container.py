@@ -77,7 +77,8 @@ def test_an_old_podman_is_named(container_host):
 def test_a_missing_image_is_named(container_host):
     play = container_host.play("sage_container", sage_container_image="localhost/none:1", sage_container_name="second")
     assert play.rc != 0
-    assert "The image localhost/none:1 is not in the image store of user researcher" in play.errors[-1]
+    assert "The image localhost/none:1 is not in the image store of user researcher on" in play.errors[-1]
+    assert "Build it first: ansible-playbook playbooks/build_image.yml" in play.errors[-1]
 
 
 def test_the_host_network_is_refused(container_host):

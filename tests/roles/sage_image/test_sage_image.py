@@ -44,7 +44,8 @@ def test_a_tag_that_names_the_result_is_refused(image_host):
 def test_a_local_base_that_is_missing_is_never_pulled(image_host):
     play = image_host.build(sage_image_base="localhost/nowhere", sage_image_tag="0.1")
     assert play.rc != 0
-    assert "localhost/nowhere is not in the image store of user researcher" in play.errors[-1]
+    assert "The base image localhost/nowhere is not in the image store of user researcher" in play.errors[-1]
+    assert "and a localhost/ image cannot be pulled. As that user, load it" in play.errors[-1]
     assert "Pull the base image" not in play.ran
 
 
@@ -114,7 +115,7 @@ def test_a_failed_build_leaves_the_old_image_and_shows_why(image_host, built, co
     broken = containerfile(CONTAINERFILE.replace("EXPOSE", "RUN echo this is why >&2; exit 3\nEXPOSE"))
     play = image_host.build(sage_image_containerfile=broken)
     assert play.rc != 0
-    assert "is still the one from before" in play.errors[-1]
+    assert "failed. The image of that name is still the one from before. The last lines were:" in play.errors[-1]
     assert "this is why" in play.errors[-1]
     assert len(play.errors[-1].splitlines()) <= 22
     assert image_host.image()["Id"] == before

@@ -45,7 +45,7 @@ def test_a_file_that_does_not_solve_is_not_taken_and_a_changed_image_is(sif_host
         assert predicted.changed == ["Say what would be made"] and "pycryptosat changed." in predicted.messages
         play = sif_host.play("sage_sif", sage_sif_proof=["/sage/sage", "-python", "-c", "print('this is why'); 1 / 0"])
         assert play.rc != 0 and '"Try the new file" failed' in play.errors[-1] and "ZeroDivisionError" in play.errors[-1]
-        assert "still the one from before" in play.errors[-1]
+        assert "The file of that name is still the one from before." in play.errors[-1]
         assert sif_host.sh(f"stat -c '%i %Y' {SIF}; cat {SIF}.digest") == before and left(sif_host) == f"{SIF} {SIF}.digest"
         play = sif_host.play("sage_sif")
         assert play.rc == 0, play.errors

@@ -105,6 +105,6 @@ def test_without_systemd_it_stops_with_the_next_step(bare_container):
         play = bare_container.play("wsl", environment=PATH, check=check)
         assert play.rc != 0
         (error,) = play.errors
-        for part in ("PID 1", "sleep, not systemd", "wsl.exe --shutdown", "run setup again"):
+        for part in ("PID 1 of this WSL distribution is sleep, not systemd", "wsl.exe --shutdown", "run setup again"):
             assert part in error
     assert b"systemd=true" in bare_container.read("/etc/wsl.conf")

@@ -290,3 +290,30 @@ def test_whether_a_worker_runs_is_asked_of_its_engine(tmp_path: Path, monkeypatc
     (tmp_path / "squeue").unlink(missing_ok=True)
     assert engine.runs("slurm 12_1 0") is runs
     assert not engine.runs("slurm 12_1") and not engine.runs("pbs 1 0") and not engine.runs("slurm $(x) 0")
+
+
+def test_an_engine_that_is_not_here_or_does_not_answer(host: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made, jobset = supervisor(host)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(QueueError, match="There is no squeue here: run this on a host of the slurm pool, or set it up: pool.yml"):
+        made.tasks([jobset])
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setattr(engine_supervisor, "_PATIENCE", 0.2)
+    with pytest.raises(QueueError, match="squeue has not answered for 0.2 s: see whether the slurm controller runs"):
+        made.tasks([jobset])
+
+
+def test_what_setup_wrote_down_must_be_whole(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "host.json").write_text("{")
+    with pytest.raises(QueueError, match=r"etc/host.json can't be read \(Expecting .*\): run setup, which writes it anew\."):
+        _host.of(str(tmp_path), program=False)
+
+
+def test_htcondor_has_no_partitions(host: Any) -> None:
+    jobset = host.define(supervisor="htcondor", partition="long")
+    made = make("htcondor", _host.Host(str(host.root), "/home/a", "process", "htcondor", "", "", {}, 10), [jobset], False)
+    assert isinstance(made, Engine)
+    with pytest.raises(QueueError, match="jobset t: partition is for the supervisor slurm, not htcondor; take it out"):
+        made.text(jobset, True)

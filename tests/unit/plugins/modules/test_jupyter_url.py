@@ -100,6 +100,10 @@ def test_what_is_wrong_is_said_with_the_next_step(call: Any, jupyter: Any, tmp_p
     token.write_text("")
     assert call()["msg"] == f"the token {token} is empty; remove it, and run setup.yml for a new one"
     token.unlink()
+    token.mkdir()
+    why = f"the token can't be read: {token}: Is a directory; run this as the batch user (-e sagequeue_user=NAME)"
+    assert call()["msg"] == why
+    token.rmdir()
     assert "Jupyter does not run here" in call()["msg"]
     assert "no token /nowhere/token" in call(token_file="/nowhere/token")["msg"]
 

@@ -292,11 +292,11 @@ def test_one_jobset_by_its_folder_with_a_log_that_is_here_already(call: Any, hos
 
 def test_what_is_not_theirs_is_refused(call: Any, host: Any, old: Old, tmp_path: Path) -> None:  # noqa: F811
     refused = call("queue_adopt", source=str(tmp_path))
-    assert refused["failed"] and "has no var/JOBSET/queue/pending" in refused["msg"]
+    assert refused["failed"] and "has no var/JOBSET/queue/pending, nor is it such a var: name the folder" in refused["msg"]
     assert call("queue_adopt", source="")["msg"] == "Name the folder of the older scripts: -e from=PATH"
     env = old.home / ".config/sagequeue/sagequeue.env"
     text = env.read_text(encoding="utf-8")
-    with pytest.raises(QueueError, match="says nothing of SCRIPT, STRIDE"):
+    with pytest.raises(QueueError, match="the environment file of the older scripts says nothing of SCRIPT, STRIDE"):
         adopt.definition({"JOBSET": "x", "STOP_FILE_HOST": "/x"}, 1)
     for line, reason in {
         "SCRIPT=$(touch pwned)": "a shell would put something else in the place of \\$ or ` in SCRIPT",

@@ -395,7 +395,8 @@ def test_workers_of_many_jobsets_are_defined_by_one_call(call: Any, host: Any) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jobset": "tt"}, "jobset tt is not defined; did you mean t? (defined are t)"),
+        ({"jobset": "tt"}, "jobset tt is not defined; did you mean t? (defined are t). Jobsets are entries of"),
+        ({"jobset": "tt"}, "Jobsets are entries of sagequeue_jobsets in the inventory; setup and enqueue bring them to the host."),
         ({"jobset": "tt", "state": "stopped"}, "jobset tt is not defined; did you mean t? (defined are t)"),
         ({"one": True}, "Name a jobset: -e jobset=NAME; defined are t"),
         ({"definitions": {"t": {"script": "job.sh", "secrets": {"A": "b"}}}}, "give them as the option secrets"),

@@ -17,6 +17,8 @@ import sys
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import base
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import signal_carriers
 
 
@@ -184,3 +186,16 @@ def test_carriers(host: Any) -> None:
     assert process.poll() is None
     assert host.sagequeue(*words, "--until-gone").returncode == 0
     assert process.wait(10) == -9
+
+
+def test_what_does_not_end_is_named(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(["sleep", "60"], env={**os.environ, "SAGEQUEUE_CLAIM": "x", "SAGEQUEUE_ROOT": str(host.root)})
+    monkeypatch.setattr(base, "_KILL_WAIT", 0.1)
+    # As one that waits for a disk, it does not end by that.
+    real = signal_carriers
+    monkeypatch.setattr(base, "signal_carriers", lambda _number, *wanted, **more: real(0, *wanted, **more))
+    why = rf"processes \[{process.pid}\] of a dead worker's job can't be killed; the job stays where it is until they end"
+    with pytest.raises(NotReady, match=why):
+        base.end_carriers({"SAGEQUEUE_CLAIM": "x", "SAGEQUEUE_ROOT": str(host.root)})
+    process.kill()
+    process.wait()

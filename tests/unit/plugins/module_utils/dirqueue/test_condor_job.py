@@ -161,7 +161,8 @@ def test_jobs_get_their_files_and_send_back_what_they_made(host: Any, pool: Path
         assert text in log
     values = host.values("j2")
     assert (values["EXIT_STATUS"], values["ATTEMPTS"], values["PEAK_MEMORY_KIB"], values["WORKER"]) == ("2", "1", "3072", "t-1")
-    assert "its input" in host.values("lost")["DETAIL"] and host.values("odd")["REASON"] == "malformed_job"
+    assert "is not there; put it there, and retry the job" in host.values("lost")["DETAIL"]
+    assert host.values("odd")["REASON"] == "malformed_job"
     assert sorted(os.listdir(host.work)) == ["data", "job.sh", "new", "own0", "own1", "own2"]
     assert not os.listdir(host.root / "var/t/run/condor") and not host.owners() and not list(host.base.rglob("pwned"))
 
@@ -260,7 +261,7 @@ def test_stopped_by_the_operator(host: Any, pool: Path) -> None:
     queue = host.queue()
     runner = make(queue.layout, queue.jobset)
     (pool / "down").touch()
-    with pytest.raises(NotReady, match="condor_q failed"):
+    with pytest.raises(NotReady, match=r"condor_q failed: .*; see whether HTCondor runs on this host \(systemctl status condor\)"):
         recovery.put_back(queue, runner)
     (pool / "down").unlink()
     assert sorted(recovery.put_back(queue, runner)) == ["a", "b"]

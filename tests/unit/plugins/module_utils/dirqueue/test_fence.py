@@ -146,6 +146,7 @@ def test_a_shared_folder_is_proved(host: Any, broken: str, why: str, monkeypatch
     if why:
         with pytest.raises(QueueError) as caught:
             shared.prove(root, f"{root}/.proof-1", "other")
+        assert f"{root} on {os.uname().nodename} can't hold a queue together with other: " in str(caught.value)
         assert why.replace("5 s", "0.5 s") in str(caught.value) and "mount it as NFS 4.1" in str(caught.value)
         other.kill()
         return

@@ -116,7 +116,7 @@ def test_exit_statuses(host: Any, podman: Path, status: int, exit_status: int | 
         ({"container inspect": [125, "", "no such container"]}, "the container sagemath is not there; start it"),
         ({"container inspect": [0, "false abc x\n", ""]}, "the container sagemath is not running; start it: systemctl --user start"),
         ({**RUNNING, "exec": [1, "", ""]}, "the script /w/job.sh is not in the container sagemath; put job.sh into"),
-        ({**RUNNING, "exec": [126, "", "no such folder"]}, "can't run commands in /w: no such folder"),
+        ({**RUNNING, "exec": [126, "", "no such folder"]}, "the container sagemath can't run commands in /w: no such folder"),
     ],
 )
 def test_what_exec_waits_for(host: Any, podman: Path, answers: dict[str, Any], message: str) -> None:
