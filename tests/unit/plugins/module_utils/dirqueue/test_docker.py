@@ -151,11 +151,12 @@ def test_a_script_and_a_python_are_needed(host: Any, docker: Path) -> None:
 
 def test_what_cannot_be_ended_stays(host: Any, docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(host)
-    job = start(runner, "a", "sleep", "1000")
+    job = start(runner, "a", "sh", "-c", "echo here; sleep 1000; :")
+    assert os.read(job[1], 5) == b"here\n"
     carries = {"SAGEQUEUE_CLAIM": f"x{os.getpid()}a"}
     monkeypatch.setattr(docker_exec, "_SIGNAL", docker_exec._SIGNAL.replace("+ 10", "+ 0.2"))
     # As one that waits for a disk, it does not end by that.
-    with pytest.raises(NotReady, match=r"in the container box of Docker's: processes \[[0-9]+\] in it can't be killed"):
+    with pytest.raises(NotReady, match=r"in the container box of Docker's: processes \[[0-9, ]+\] in it can't be killed"):
         runner._inside(0, "gone", carries)
     runner.end(carries)
     assert ended(runner, job)[0].signal == signal.SIGKILL
