@@ -348,6 +348,8 @@ def playbooks(title: str, home: Any, rounds: int, commands: dict[str, list[str]]
     """Time some playbooks beside an empty one, in turns."""
     found: Values = {}
     (home.folder / "empty.yml").write_text(json.dumps(EMPTY))
+    # PYTHONUNBUFFERED, say, has Python read byte by byte what Ansible sends to it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     for _round in range(rounds):
         for name, variables in {"empty": [], **commands}.items():
             playbook = home.folder / "empty.yml" if name == "empty" else REPOSITORY / "playbooks" / f"{name}.yml"
@@ -355,7 +357,7 @@ def playbooks(title: str, home: Any, rounds: int, commands: dict[str, list[str]]
             began = time.perf_counter()
             run(
                 [*words, *(word for pair in variables for word in ("-e", pair))],
-                env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+                env={**environment, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
                 cwd=REPOSITORY,
             )
             found.setdefault(f"{title}: {name}", []).append(time.perf_counter() - began)
