@@ -114,7 +114,7 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import change, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.selection import select
@@ -143,7 +143,7 @@ def control(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run(
+    change(
         {
             "action": {"type": "str", "choices": ["hold", "release", "priority", "kill", "reset"], "required": True},
             "jobs": {"type": "list", "elements": "str", "required": True},

@@ -126,8 +126,9 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils import _host, _supervisors
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import DEFINITION, define, report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils import _host
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import DEFINITION, change, define, report
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.known import start
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
@@ -151,14 +152,14 @@ def enqueue(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
         jobs = queue.jobset.offset_jobs(options["offsets"])
     result = report(queue.enqueue(jobs, options["force"], module.check_mode), "enqueued", module.check_mode)
     if options["start"]:
-        differences = _supervisors.start(_host.of(queue.layout.root), queue.jobset, module.check_mode)
+        differences = start(_host.of(queue.layout.root), queue.jobset, module.check_mode)
         result.update(changed=result["changed"] or bool(differences), diff=[result["diff"], *differences])
     return result
 
 
 def main() -> None:
     """Run the module."""
-    run(
+    change(
         {
             **DEFINITION,
             "offsets": {"type": "list", "elements": "int"},

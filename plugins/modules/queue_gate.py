@@ -72,7 +72,7 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import change
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 
 
@@ -95,7 +95,7 @@ def turn(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run(
+    change(
         {
             "state": {"type": "str", "choices": ["closed", "open"], "required": True},
             "by": {"type": "str", "default": ""},

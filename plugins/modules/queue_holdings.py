@@ -116,7 +116,7 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import DEFINITION, define, report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import DEFINITION, change, define, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import batch, job, progress, progress_text
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import MalformedJob
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES
@@ -165,7 +165,7 @@ def main() -> None:
         "take": {"type": "list", "elements": "str", "default": []},
         "lines": {"type": "bool", "default": False},
     }
-    run(options, hold, define)
+    change(options, hold, define)
 
 
 if __name__ == "__main__":

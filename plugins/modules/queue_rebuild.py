@@ -134,7 +134,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import root_of
-from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset

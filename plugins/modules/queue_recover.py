@@ -67,10 +67,10 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import change, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 
 
 def bring_back(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def bring_back(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run({}, bring_back)
+    change({}, bring_back)
 
 
 if __name__ == "__main__":

@@ -90,12 +90,12 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import change, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import STATES
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.selection import select
 
 
@@ -116,7 +116,7 @@ def remove(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run(
+    change(
         {
             "jobs": {"type": "list", "elements": "str"},
             "states": {"type": "list", "elements": "str", "choices": list(STATES), "default": list(STATES)},

@@ -80,12 +80,12 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import change
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.restore import restore, told
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 
 
 def bring_back(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def bring_back(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run({"path": {"type": "path", "required": True}, "keep_state_files": {"type": "bool", "default": False}}, bring_back)
+    change({"path": {"type": "path", "required": True}, "keep_state_files": {"type": "bool", "default": False}}, bring_back)
 
 
 if __name__ == "__main__":

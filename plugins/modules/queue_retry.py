@@ -71,7 +71,7 @@ msg:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import report, run
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import change, report
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.selection import select
 
@@ -84,7 +84,7 @@ def retry(module: AnsibleModule, queue: Queue) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    run({"jobs": {"type": "list", "elements": "str"}}, retry)
+    change({"jobs": {"type": "list", "elements": "str"}}, retry)
 
 
 if __name__ == "__main__":

@@ -130,14 +130,14 @@ from typing import Any, Optional
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import named, root_of
-from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain, nearest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import put_back
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make as make_runner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.condor_job import CondorJob
 
 # What each state asks of a supervisor, in this order.
 VERBS: dict[Optional[str], tuple[str, ...]] = {
@@ -183,7 +183,7 @@ def end_lasting(root: str, one: Jobset) -> list[str]:
     if not os.path.isdir(layout.queue):
         return []
     with Queue(layout, one) as queue:
-        return put_back(queue, make_runner(layout, one))
+        return put_back(queue, CondorJob(layout, one))
 
 
 def act(root: str, options: dict[str, Any], check: bool) -> dict[str, Any]:

@@ -65,7 +65,7 @@ messages:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._queue_module import named, root_of
-from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, progress, progress_text
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError, explain
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout

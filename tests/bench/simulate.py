@@ -32,7 +32,7 @@ from dirqueue import definitions, jobset, owner  # type: ignore[import-not-found
 from dirqueue.layout import Layout  # type: ignore[import-not-found]
 from dirqueue.queue import Queue  # type: ignore[import-not-found]
 from dirqueue.recovery import recover  # type: ignore[import-not-found]
-from dirqueue.runners import make  # type: ignore[import-not-found]
+from dirqueue.runners.known import make  # type: ignore[import-not-found]
 
 _CALLS = ("stat", "fstat", "access", "open", "read", "write", "pread", "rename", "link", "unlink", "utime", "fsync", "scandir", "listdir")
 calls: Counter[str] = Counter()

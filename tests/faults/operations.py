@@ -27,7 +27,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout im
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.rebuild import Rebuild
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
 
 # Values that a shell would not leave as they are.

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, job, jobset, keys, runners
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, job, jobset, keys
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.tests.faults import fuzz, ledger
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY, Host
@@ -48,7 +48,7 @@ LIKELY = {
     "mapping": st.dictionaries(st.one_of(KEYS, st.text(max_size=5)), st.one_of(TEXTS, ANYTHING), max_size=3),
     "secrets": st.dictionaries(KEYS, TEXTS, max_size=3),
     "words": st.one_of(st.lists(TEXTS, max_size=4), TEXTS),
-    "runner": st.sampled_from(runners.NAMES),
+    "runner": st.sampled_from(keys.RUNNERS),
     "supervisor": st.sampled_from(keys.SUPERVISORS),
 }
 COUNTED: dict[str, int] = {}

@@ -32,7 +32,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors im
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim, Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.faults import ledger
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY, Host, wait_for
 

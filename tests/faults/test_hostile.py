@@ -152,7 +152,7 @@ from dirqueue.errors import QueueError
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 from dirqueue.recovery import recover
-from dirqueue.runners import make
+from dirqueue.runners.known import make
 root = sys.argv[1]
 layout, definition = Layout(root, "t"), definitions.load(root, "t")
 said = {}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.faults import ledger
 from ansible_collections.sagequeue.batch.tests.faults.operations import (
     OPERATIONS,

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import job
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers, end_carriers
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carriers, end_carriers
 from ansible_collections.sagequeue.batch.tests.faults import ledger
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
 

@@ -18,9 +18,9 @@ from typing import Any, Callable
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import definitions, job, jobset, owner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carriers, end_carriers
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.layout import PLACES, Layout
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers, end_carriers
 from ansible_collections.sagequeue.batch.plugins.modules import queue_program
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -9,15 +9,20 @@ import ast
 import re
 
 import pytest
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import runners
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import keys
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import known
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY
 
 FOLDER = REPOSITORY / "plugins" / "module_utils" / "dirqueue" / "runners"
 
 
-@pytest.mark.parametrize("name", runners.NAMES)
+def test_a_jobset_may_name_each_runner_there_is() -> None:
+    assert list(keys.RUNNERS) == sorted(known.Runner.kinds)
+
+
+@pytest.mark.parametrize("name", keys.RUNNERS)
 def test_a_runner_is_a_file_and_a_line_and_knows_no_other(name: str) -> None:
-    lines = [line.strip() for line in (FOLDER / "__init__.py").read_text().splitlines()]
+    lines = [line.strip() for line in (FOLDER / "known.py").read_text().splitlines()]
     assert lines.count(f"{name},") == 1
     near = {
         imported
@@ -25,7 +30,7 @@ def test_a_runner_is_a_file_and_a_line_and_knows_no_other(name: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.level == 1
         for imported in ([node.module] if node.module else [one.name for one in node.names])
     }
-    assert not near & set(runners.NAMES)
+    assert not near & set(keys.RUNNERS)
 
 
 PAGE = (REPOSITORY / "docs" / "adding.md").read_text()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 
-from .._host import Host, others
+from .._host import Host
 from ..dirqueue.errors import QueueError
 from ..dirqueue.jobset import Jobset
 from ..dirqueue.layout import write_whole
@@ -129,36 +129,3 @@ class Supervisor:
         if not self.check:
             os.unlink(path)
         return True
-
-
-def make(name: str, host: Host, jobsets: list[Jobset], check: bool) -> Supervisor:
-    """Return a supervisor, which looks after those of the jobsets that name it.
-
-    Raises:
-        QueueError: there is none of this name.
-    """
-    from .htcondor import Htcondor
-    from .slurm import Slurm
-    from .supervisord import Supervisord
-    from .systemd import Systemd
-
-    known: dict[str, type[Supervisor]] = {"systemd": Systemd, "supervisord": Supervisord, "slurm": Slurm, "htcondor": Htcondor}
-    if name not in known:
-        raise QueueError(f"there is no supervisor {name}; there are {', '.join(known)}")
-    return known[name](host, [jobset for jobset in jobsets if jobset.supervisor == name], check)
-
-
-def start(host: Host, jobset: Jobset, check: bool) -> list[dict[str, str]]:
-    """Let one jobset's workers start, now and with the host; return the differences."""
-    supervisor = make(jobset.supervisor, host, [jobset, *others(host, [jobset.name])], check)
-    supervisor.define([jobset])
-    supervisor.enable([jobset], True)
-    supervisor.start([jobset])
-    return supervisor.diff
-
-
-def wake(host: Host, jobset: Jobset) -> list[dict[str, str]]:
-    """Have workers for jobs that have become pending; return the differences."""
-    supervisor = make(jobset.supervisor, host, [jobset], False)
-    supervisor.wake([jobset])
-    return supervisor.diff

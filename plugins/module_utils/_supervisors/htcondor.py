@@ -11,8 +11,8 @@ import re
 import shlex
 from typing import Any
 
+from ..dirqueue.condor_requests import requests
 from ..dirqueue.jobset import Jobset
-from ..dirqueue.runners.condor_submit import requests
 from . import stop_wait
 from .engine import Engine, Task
 

@@ -222,7 +222,7 @@ class Supervisord(Supervisor):
                 return
             if time.monotonic() > end:
                 raise QueueError(f"after {wait} s these have not stopped yet: {', '.join(left)}; see {self.host.root}/log/supervisord.log")
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def start(self, jobsets: list[Jobset]) -> None:
         states = self._states(jobsets)

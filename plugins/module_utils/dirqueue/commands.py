@@ -17,13 +17,13 @@ import time
 from typing import Any, Callable
 
 from . import definitions, engine, progress_text
+from .carriers import end_carriers, signal_carriers
 from .errors import QueueError, explain
 from .kill import kill
 from .layout import Layout
 from .queue import Queue
 from .recovery import recover
-from .runners import make
-from .runners.base import end_carriers, signal_carriers
+from .runners.known import make
 from .selection import select
 from .store import Change
 from .worker import Worker

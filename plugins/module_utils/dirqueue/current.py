@@ -14,7 +14,8 @@ from .errors import NotReady
 from .layout import Layout
 from .patience import Patient
 from .queue import Queue
-from .runners import Runner, make
+from .runners.base import Runner
+from .runners.known import make
 
 # How long it trusts that the runner is ready, in seconds.
 _READY = 5.0

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Callable, cast
 
 from . import __version__, definitions, owner, progress, progress_text, wsl
-from .diag_sources import CONTAINER, DISK, FILES, HOST, UNITS, WSL
+from .diag_sources import BOOTED, CONTAINER, DISK, FILES, HOST, SYSTEMD, UNITS, WSL
 from .errors import QueueError, explain
 from .layout import Layout, open_own
 from .queue import Queue
@@ -133,9 +133,14 @@ class Diag:
         tasks: dict[str, Callable[[], str]] = {}
         windows = WSL if wsl.is_wsl() else {}
         containers = CONTAINER if self.contained else {}
+        left_out = () if os.path.isdir(BOOTED) else SYSTEMD
+        if left_out:
+            self.parts["units/systemd.txt"] = f"(systemd does not run here: {', '.join(left_out)} were not asked)\n"
         for folder, commands in (("container", containers), ("units", UNITS), ("host", HOST), ("disk", DISK), ("wsl", windows)):
             for name, argv in commands.items():
-                tasks[f"{folder}/{name}.txt"] = lambda argv=argv: self._command([self._fill(word) for word in argv])  # type: ignore[misc]
+                if argv[0] not in left_out:
+                    words = [self._fill(word) for word in argv]
+                    tasks[f"{folder}/{name}.txt"] = lambda words=words: self._command(words)  # type: ignore[misc]
         for folder, patterns in FILES.items():
             for pattern in patterns:
                 for path in sorted(glob.glob(os.path.expanduser(self._fill(pattern))))[:100]:

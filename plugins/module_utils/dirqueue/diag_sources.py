@@ -12,8 +12,7 @@ _LINES = 500
 
 # Name of the file in the archive -> the command; {root} and {container} are filled in.
 HOST = {
-    "uname": ["uname", "-a"], "uptime": ["uptime"], "id": ["id"], "memory": ["free", "-m"], "limits": ["sh", "-c", "ulimit -a"],
-    "processors": ["nproc"], "clock": ["timedatectl"], "virtualisation": ["systemd-detect-virt"],
+    "uname": ["uname", "-a"], "id": ["id"], "processors": ["nproc"], "clock": ["timedatectl"], "virtualisation": ["systemd-detect-virt"],
     "processes": ["ps", "-u", str(os.geteuid()), "-o", "pid,ppid,pgid,stat,lstart,rss,etime,comm"],
 }  # fmt: skip
 DISK = {"df": ["df", "-hT"], "inodes": ["df", "-i"], "mounts": ["findmnt", "--real"], "quota": ["quota", "-s"]}
@@ -34,10 +33,16 @@ UNITS = {
     "journal": ["journalctl", "--user", "--output=short-iso", "-n", str(_LINES), "--user-unit=sagequeue*", "--user-unit={container}*"],
     "supervisord": ["{root}/supervisor/bin/supervisorctl", "-c", "{root}/etc/supervisord.conf", "status"],
 }  # fmt: skip
+# These have nothing to say where systemd does not run, as sd_booted(3) finds out.
+BOOTED = "/run/systemd/system"
+SYSTEMD = ("systemctl", "loginctl", "journalctl", "timedatectl")
 WSL = {"version": ["wsl.exe", "--version"], "distributions": ["wsl.exe", "--list", "--verbose"]}
 # Folder in the archive -> files that are taken as they are: below the root, below the home, or by their whole path.
 FILES = {
-    "host": ["/etc/os-release", "/proc/version", "/proc/meminfo", "/proc/pressure/*", "/proc/self/cgroup"],
+    "host": [
+        "/etc/os-release", "/proc/version", "/proc/uptime", "/proc/loadavg", "/proc/meminfo", "/proc/pressure/*", "/proc/self/cgroup",
+        "/proc/self/limits",
+    ],
     "units": [
         "{root}/etc/supervisord.conf", "{root}/etc/supervisor.d/*.conf", "{root}/log/*.log", "~/.config/systemd/user/sagequeue*",
         "~/.config/systemd/user/sagequeue*/*", "~/.config/containers/systemd/*", "~/.config/containers/*.conf",

@@ -20,8 +20,8 @@ import threading
 import time
 
 from . import owner
+from .carriers import end_carriers
 from .errors import NotReady
-from .runners.base import end_carriers
 
 
 class Fence:

@@ -14,9 +14,9 @@ import subprocess
 from types import FrameType
 from typing import Any, Optional
 
+from .carriers import end_carriers
 from .errors import QueueError, explain
 from .jobset import Jobset
-from .runners.base import end_carriers
 
 # Where sendmail lies on hosts whose users don't have it in their PATH.
 _SBIN = ":/usr/sbin:/usr/lib:/usr/local/sbin"

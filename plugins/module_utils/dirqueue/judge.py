@@ -13,7 +13,7 @@ from . import job
 from .gate import Gate
 from .jobset import Jobset
 from .queue import Claim
-from .runners import Outcome
+from .runners.base import Outcome
 
 # Reasons that are not the job's own doing: such an attempt does not count.
 _UNCOUNTED = ("gate", "worker_stopped", "runner_lost", "not_started", "too_many_recoveries")

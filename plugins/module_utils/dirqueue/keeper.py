@@ -17,13 +17,14 @@ import time
 from typing import Callable
 
 from . import definitions, owner
+from .carriers import carried, identity
 from .errors import NotReady, QueueError, explain
 from .joblog import JobLog
 from .jobset import check_sent, fill
 from .judge import Ended, again, attempt_of, because, lost
 from .queue import Claim
 from .recovery import lasting, recover
-from .runners import Command, Outcome, Running, carried, identity
+from .runners.base import Command, Outcome, Running
 from .runners.condor_events import Story
 from .runners.condor_job import CondorJob
 from .worker import Worker

@@ -13,6 +13,14 @@ from typing import Any, NamedTuple
 
 from .errors import QueueError, nearest
 
+RUNNERS = (
+    "apptainer",
+    "condor_job",
+    "docker_exec",
+    "podman_exec",
+    "podman_run",
+    "process",
+)
 SUPERVISORS = ("systemd", "supervisord", "slurm", "htcondor")
 ENGINES = ("slurm", "htcondor")
 
@@ -74,13 +82,6 @@ KEYS: dict[str, Key] = {
 }
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _OPTION_NAME = re.compile(r"[A-Za-z+][A-Za-z0-9_.+-]{0,99}\Z")
-
-
-def _runners() -> list[str]:
-    # The one thing that a definition asks of what rests on it: only there is it known which there are.
-    from .runners import NAMES
-
-    return NAMES
 
 
 def checked(jobset: str, key: str, value: Any, home: str) -> Any:
@@ -171,7 +172,7 @@ def _mapping(where: str, check: str, value: Any) -> dict[str, str]:
 def _text(where: str, check: str, value: Any, home: str) -> str:
     if not isinstance(value, str) or "\0" in value or "\n" in value:
         raise QueueError(f"{where} is {value!r}; it must be one line of text")
-    choices: Sequence[str] = _runners() if check == "runner" else SUPERVISORS if check == "supervisor" else ()
+    choices: Sequence[str] = RUNNERS if check == "runner" else SUPERVISORS if check == "supervisor" else ()
     if choices and value not in choices:
         raise QueueError(f"{where} is {value!r}{nearest(value, list(choices))} (it can be {', '.join(choices)})")
     if check != "path":

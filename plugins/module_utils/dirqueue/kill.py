@@ -11,7 +11,7 @@ from typing import Callable, Optional
 from .errors import QueueError
 from .queue import Queue
 from .recovery import recover
-from .runners import make
+from .runners.known import make
 from .store import Change
 
 # Seconds between two looks at jobs that are being ended; and how long a worker may take for it, beside the jobset's grace.

@@ -15,10 +15,10 @@ import time
 from typing import Any, Optional
 
 from . import cases, job, owner
+from .carriers import memory_of_claims
 from .errors import MalformedJob
 from .layout import PLACES, Refused, open_own
 from .queue import Queue
-from .runners.base import memory_of_claims
 
 # How much of the history's end the rate is taken from (bytes).
 _TAIL = 512 * 1024

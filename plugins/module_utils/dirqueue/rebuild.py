@@ -22,7 +22,7 @@ from .jobset import Jobset
 from .layout import Layout, open_own, sync_folder, write_whole
 from .queue import Queue
 from .recovery import recover
-from .runners import make
+from .runners.known import make
 from .store import Change
 
 # Bytes of a log's end that are looked at, and lines after a traceback's frames that may belong to its message.

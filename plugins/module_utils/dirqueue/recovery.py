@@ -11,9 +11,10 @@ import time
 from typing import Callable
 
 from . import owner
+from .carriers import carried
 from .layout import why_odd
 from .queue import Queue
-from .runners import Runner, carried
+from .runners.base import Runner
 from .store import Change
 
 # A staged file older than this belongs to nobody who still lives (seconds).

@@ -12,6 +12,7 @@ import time
 from typing import Callable
 
 from . import cases, engine, hooks, job, owner
+from .carriers import carried, identity
 from .current import Current
 from .errors import LostClaim, MalformedJob, QueueError, explain, is_shortage
 from .fence import Fence
@@ -20,7 +21,7 @@ from .judge import Ended, attempt_of, attempts_after, because, judge, lost, oom_
 from .layout import Refused
 from .queue import VANISHED, Claim
 from .recovery import recover
-from .runners import Command, Outcome, Running, carried, identity
+from .runners.base import Command, Outcome, Running
 
 # Seconds: how often an idle worker looks where the kernel does not tell it of news, and where it does; how often a running job's
 # memory is read, and whether somebody wants the job killed (one of very many workers: less often), how long it waits before it tries

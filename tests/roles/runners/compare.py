@@ -25,7 +25,8 @@ from typing import Any
 sys.path.insert(0, sys.argv[1])
 from dirqueue.jobset import Jobset  # type: ignore[import-not-found]
 from dirqueue.layout import Layout  # type: ignore[import-not-found]
-from dirqueue.runners import Command, make  # type: ignore[import-not-found]
+from dirqueue.runners.base import Command  # type: ignore[import-not-found]
+from dirqueue.runners.known import make  # type: ignore[import-not-found]
 
 program, container, folder = sys.argv[1:4]
 kind = os.environ.get("RUNNER", "podman_exec")

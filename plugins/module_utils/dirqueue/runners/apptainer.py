@@ -4,7 +4,7 @@
 """Runner apptainer: each command runs in a fresh container, made from one file (.sif), by the user's own processes.
 
 There is no daemon. But Apptainer takes half a second and several processes to begin, which hide the environment that they were
-given: so they carry a mark, too (see base.py). In the container the command is no first process, so it gets all signals.
+given: so they carry a mark, too (see Runner._spawn). In the container the command is no first process, so it gets all signals.
 
 A job finds the variables that the image has and those that it was given, as with podman_run, and nothing of Apptainer's own:
 /usr/bin/env in the image sees to that. It is the batch user there, not the image's user, and all files of the image are its own.
@@ -18,10 +18,11 @@ import os
 import re
 from typing import Callable
 
+from ..carriers import commands_of, end_carriers, memory_of
 from ..errors import NotReady
 from ..jobset import Jobset
 from ..layout import Layout
-from .base import Command, Running, commands_of, end_carriers, memory_of
+from .base import Command, Running
 from .client import Client, ask
 
 apptainer = functools.partial(ask, "apptainer")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import signal
 import subprocess
 
+from ..carriers import carriers, memory_of, session_of
 from ..errors import NotReady
 from ..jobset import PODMAN_OBEYS
-from .base import Command, Outcome, Runner, Running, carriers, memory_of, session_of
+from .base import Command, Outcome, Runner, Running
 
 # Seconds after which a call that should take a tenth of one is given up.
 PATIENCE = 60

@@ -17,9 +17,10 @@ import signal
 import time
 from collections.abc import Iterator
 
+from ..carriers import end_carriers
 from ..errors import NotReady
 from ..layout import sync_file_system, sync_folder
-from .base import Command, Runner, end_carriers
+from .base import Command, Runner
 from .client import PATIENCE, ask
 from .condor_events import Story, read_events
 from .condor_submit import description, quoted, script

@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 
-from ..errors import QueueError
+from ..condor_requests import requests
 from ..jobset import Jobset
 from .base import Command
 
@@ -68,32 +68,6 @@ find . -type f {made} | grep -vxFf ../.sagequeue.had >../.sagequeue.made
 tar -cf ../.sagequeue.tar --no-recursion --verbatim-files-from -T ../.sagequeue.made || {{ [ "$status" -ne 0 ] || status=74; }}
 exit "$status"
 """
-
-
-def requests(jobset: Jobset, ours: set[str]) -> dict[str, str]:
-    """Return what a jobset asks HTCondor for, as commands of condor_submit.
-
-    Args:
-        jobset: its definition.
-        ours: the commands that may not be among its engine_options.
-    Raises:
-        QueueError: one is.
-    """
-    given = {
-        "request_cpus": str(jobset.cpus),
-        "request_memory": str(-(-jobset.memory >> 20)) if jobset.memory else "",
-        "request_disk": str(-(-jobset.disk >> 10)) if jobset.disk else "",
-        "request_gpus": str(jobset.gpus or ""),
-        "accounting_group": jobset.account,
-    }
-    for key in ("partition", "qos", "time_limit"):
-        if getattr(jobset, key):
-            raise QueueError(f"jobset {jobset.name}: {key} is for the supervisor slurm, not htcondor; take it out")
-    for key, value in jobset.engine_options.items():
-        if key.lower() in ours:
-            raise QueueError(f"jobset {jobset.name}: engine_options has {key}, which sagequeue itself needs under htcondor; take it out")
-        given[key] = value
-    return {key: value for key, value in given.items() if value}
 
 
 def description(jobset: Jobset, base: str, folder: str, carries: dict[str, str], inputs: list[str]) -> str:

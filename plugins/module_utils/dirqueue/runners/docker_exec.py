@@ -17,8 +17,9 @@ import functools
 import json
 import signal
 
+from ..carriers import end_carriers
 from ..errors import NotReady
-from .base import Command, Running, end_carriers
+from .base import Command, Running
 from .client import Client, ask
 
 docker = functools.partial(ask, "docker")

@@ -27,9 +27,10 @@ import time
 from collections.abc import Iterable
 from typing import Optional
 
+from ..carriers import agent_name, end_carriers
 from ..errors import NotReady, is_shortage
 from . import agent
-from .base import Command, Outcome, Running, agent_name, end_carriers
+from .base import Command, Outcome, Running
 from .client import PATIENCE, Client, ask
 
 podman = functools.partial(ask, "podman")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import json
 
+from ..carriers import end_carriers
 from ..errors import NotReady
-from .base import Command, Running, end_carriers
+from .base import Command, Running
 from .client import Client, ask
 
 podman = functools.partial(ask, "podman")

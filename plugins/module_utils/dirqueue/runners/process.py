@@ -9,8 +9,9 @@ import contextlib
 import os
 import shutil
 
+from ..carriers import end_carriers
 from ..errors import NotReady
-from .base import Command, Outcome, Runner, Running, end_carriers
+from .base import Command, Outcome, Runner, Running
 
 
 class Process(Runner, name="process"):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils import _host
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import engine as engine_supervisor
-from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors import make
 from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.engine import Engine, Task, ranges
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import engine
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 

@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import adopt, adopt_workers, jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 from ansible_collections.sagequeue.batch.tests.unit.plugins.module_utils.dirqueue.test_backup import _in_memory  # noqa: F401
 from ansible_collections.sagequeue.batch.tests.unit.plugins.modules.test_queue_modules import call  # noqa: F401

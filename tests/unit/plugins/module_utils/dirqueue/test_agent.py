@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carriers
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.owner import process_start
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import agent
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers
 
 # A container that is none: what runs in it is a child of nobody, with an environment of its own. `calls` says how it was called.
 PODMAN = f"""#!{sys.executable}
@@ -321,7 +321,8 @@ def test_a_frozen_agent_never_starts_what_its_dead_worker_had_told_it(
         "import os, signal, sys, time\n"
         "from dirqueue import definitions\n"
         "from dirqueue.layout import Layout\n"
-        "from dirqueue.runners import Command, make\n"
+        "from dirqueue.runners.base import Command\n"
+        "from dirqueue.runners.known import make\n"
         "runner = make(Layout(sys.argv[1], 't'), definitions.load(sys.argv[1], 't'))\n"
         "token = runner.ready()\n"
         "runner._agent_in(token)\n"

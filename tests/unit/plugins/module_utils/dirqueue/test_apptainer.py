@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carried, carriers
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.apptainer import image_variables
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Command
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 
 # As Apptainer: it passes on what is called APPTAINERENV_X, adds variables of its own, and begins in several steps that have no
 # environment. Waits in the second one while the file slow is there.

@@ -16,7 +16,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import ba
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 
 MANY = 1300
 

@@ -17,9 +17,9 @@ import sys
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import carriers
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import signal_carriers
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import base
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import signal_carriers
 
 
 def test_version_and_usage(host: Any) -> None:
@@ -190,12 +190,12 @@ def test_carriers(host: Any) -> None:
 
 def test_what_does_not_end_is_named(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen(["sleep", "60"], env={**os.environ, "SAGEQUEUE_CLAIM": "x", "SAGEQUEUE_ROOT": str(host.root)})
-    monkeypatch.setattr(base, "_KILL_WAIT", 0.1)
+    monkeypatch.setattr(carriers, "_KILL_WAIT", 0.1)
     # As one that waits for a disk, it does not end by that.
     real = signal_carriers
-    monkeypatch.setattr(base, "signal_carriers", lambda _number, *wanted, **more: real(0, *wanted, **more))
+    monkeypatch.setattr(carriers, "signal_carriers", lambda _number, *wanted, **more: real(0, *wanted, **more))
     why = rf"processes \[{process.pid}\] of a dead worker's job can't be killed; the job stays where it is until they end"
     with pytest.raises(NotReady, match=why):
-        base.end_carriers({"SAGEQUEUE_CLAIM": "x", "SAGEQUEUE_ROOT": str(host.root)})
+        carriers.end_carriers({"SAGEQUEUE_CLAIM": "x", "SAGEQUEUE_ROOT": str(host.root)})
     process.kill()
     process.wait()

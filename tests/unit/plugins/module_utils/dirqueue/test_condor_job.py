@@ -20,8 +20,9 @@ import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import recovery
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import condor_job, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import condor_job
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Command
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import wait_for
 
 # condor_submit, condor_q and condor_rm by name. Each job is a folder below POOL, and a process that runs it as a starter does.

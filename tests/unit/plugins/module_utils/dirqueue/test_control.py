@@ -17,7 +17,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors im
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.kill import kill
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import claimed
 from hypothesis import given
 from hypothesis import strategies as st

@@ -14,8 +14,8 @@ import urllib.parse
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import diag
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carriers
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.redact import Redactor
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import Host, wait_for
 
 # Of jobsets, of Podman, of Jupyter; by the name of a variable; and one that nobody has named.
@@ -86,6 +86,8 @@ def archive(host: Host, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.setenv("SECRETS", str(secrets))
     monkeypatch.setenv("SOMETHING", SECRETS["stray"])
     monkeypatch.setattr(diag, "_SECONDS", 1.5)
+    # The tools above can be had with a systemd or without.
+    monkeypatch.setattr(diag, "BOOTED", str(tools))
     host.define(
         secrets={"A": SECRETS["jobset"], "KEY": SECRETS["lines"], "SHORT": "a"},
         environment={"API_TOKEN": SECRETS["environment"], "OPEN": "not-shown-either"},
@@ -125,6 +127,7 @@ def test_no_secret_is_in_it(archive: dict[str, str]) -> None:
 def test_what_it_tells(archive: dict[str, str]) -> None:
     assert (
         "Linux" in archive["host/uname.txt"]
+        and "open files" in archive["host/files/proc/self/limits"]
         and "VmSwap" not in archive["host/files/proc/meminfo"]
         and "MemTotal" in archive["host/files/proc/meminfo"]
     )
@@ -140,6 +143,14 @@ def test_no_tool_holds_it_up(archive: dict[str, str]) -> None:
     assert "(not on this host)" in archive["units/supervisord.txt"]
     flood = archive["disk/mounts.txt"]
     assert "bytes before this are left out" in flood and flood.endswith("the end\n") and len(flood) < 300_000
+
+
+def test_without_systemd_its_tools_are_not_asked(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diag, "BOOTED", str(host.base / "nowhere"))
+    collected = diag.Diag(str(host.root))
+    collected.collect()
+    assert "does not run here" in collected.parts["units/systemd.txt"] and "units/supervisord.txt" in collected.parts
+    assert not {"units/units.txt", "units/journal.txt", "host/clock.txt"} & collected.parts.keys()
 
 
 def test_a_definition_that_cannot_be_read_gives_nothing_away(host: Host) -> None:

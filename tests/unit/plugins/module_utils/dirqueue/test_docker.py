@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carried
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, carried, docker_exec, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import docker_exec
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Command
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 
 # Notes how it was called. Answers `container inspect` with a file; runs what is to be executed with the variables that were named.
 DOCKER = f"""#!{sys.executable}

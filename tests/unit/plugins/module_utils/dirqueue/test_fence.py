@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import engine, job, owner, shared
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carriers
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import QueueError
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import carriers
 
 # A holder with a lease of one second, which starts something; the file server can be reached as long as there is a file `reach`.
 HOLD = """

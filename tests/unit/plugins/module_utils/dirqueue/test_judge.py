@@ -12,7 +12,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.gate impo
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.jobset import Jobset
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.judge import Ended, attempts_after, because, judge, lost
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Claim
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Outcome
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Outcome
 
 JOBSET = Jobset("t", {"script": "s", "stride": 4, "timeout": 60})
 MEMORY = "killed while the kernel was out of memory"

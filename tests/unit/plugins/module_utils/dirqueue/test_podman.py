@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.carriers import carried
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Command, Running, carried, client, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import client
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Command, Running
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 
 # It notes how it was called, and answers what the file `answers` says for the call's first words.
 PODMAN = f"""#!{sys.executable}

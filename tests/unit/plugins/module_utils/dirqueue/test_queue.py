@@ -17,7 +17,7 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import ba
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import LostClaim, MalformedJob, QueueError
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import claimed
 
 
@@ -805,7 +805,7 @@ from dirqueue.errors import NotReady, QueueError, is_shortage
 from dirqueue.layout import Layout
 from dirqueue.queue import Queue
 from dirqueue.recovery import recover
-from dirqueue.runners import make
+from dirqueue.runners.known import make
 root = sys.argv[1]
 
 def session():

@@ -16,7 +16,8 @@ from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import ow
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.errors import NotReady
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import Runner, make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.base import Runner
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.store import Change
 
 # It runs for ever, as often as it is started, until the file go is there.

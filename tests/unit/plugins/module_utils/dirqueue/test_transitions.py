@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import notes, owner
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.queue import Queue
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.recovery import recover
-from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import make
+from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners.known import make
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.store import CLAIM, Change
 
 # A claim's id that sorts before, or behind, that of any other.
