@@ -11,7 +11,7 @@ from ..jobset import Jobset
 from ..layout import Layout
 
 # A runner is known once it is imported. By name, because Ansible sends with a module only what it finds imported so.
-from . import (  # noqa: F401
+from . import (  # noqa: F401  # pylint: disable=unused-import
     apptainer,
     condor_job,
     docker_exec,
