@@ -570,7 +570,7 @@ def contests() -> list[Contest]:
         Contest(
             "playbooks",
             1,
-            {"commands": commands(rounds(3))},
+            {"commands": commands(rounds(5))},
             [
                 Figure(
                     "command_vs_empty",
