@@ -13,7 +13,8 @@ def test_an_evicted_job_is_put_back_and_its_worker_comes_again(site):
     site.fresh("long")
     site.enqueue("long", [600, 600, 600])
     site.until_counts("long", running=3, seconds=60)
-    site.sh("condor_vacate_job $(condor_q -af ClusterId | head -1)")
+    # A worker of the test before may not have left yet.
+    site.sh("""condor_vacate_job $(condor_q -constraint 'SagequeueJobset == "long"' -af ClusterId | head -1)""")
     site.until(lambda: any(line["reason"] == "worker_stopped" for line in site.history("long")), 60, "a job is put back")
     site.until_counts("long", running=3, seconds=120)
     site.play("stop", jobset="long")

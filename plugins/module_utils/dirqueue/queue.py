@@ -351,8 +351,7 @@ class Queue(Notes):
                 # Somebody else may have been faster, who lives, or has died in turn.
                 if record.get("OWNER_CLAIM") != claim or not self._is_in("running", name):
                     continue
-                odd = self.why_refused("running", name) or self._odd_owner(name)
-                if owner.why_dead(record, self.layout.workers) and not odd and not self.recorded_end(name):
+                if owner.why_dead(record, self.layout.workers) and not self.recorded_end(name):
                     values = self.read("running", name)
                     self._replace_owner(name, holder.record(claim))
                     claims.append(Claim(name, claim, values))
