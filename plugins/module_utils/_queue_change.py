@@ -65,33 +65,33 @@ def report(changes: list[Change], what: str, check: bool) -> dict[str, Any]:
         what: the deed, as in "enqueued".
         check: whether it was only predicted.
     """
-    changed = [change for change in changes if change.changed]
+    changed = [one for one in changes if one.changed]
     left: Counter[str] = Counter()
-    for change in changes:
-        if not change.changed:
-            left[change.reason] += change.jobs
+    for one in changes:
+        if not one.changed:
+            left[one.reason] += one.jobs
     deed = f"would be {what}" if check else what
-    message = f"{sum(change.jobs for change in changed)} {deed}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
+    message = f"{sum(one.jobs for one in changed)} {deed}" + "".join(f"; {count} {reason}" for reason, count in sorted(left.items()))
     return {
         "changed": bool(changed),
         "jobs": [
             {
-                "name": change.name,
-                "old_state": change.old_state,
-                "new_state": change.new_state,
-                "changed": change.changed,
-                "reason": change.reason,
-                "jobs": change.jobs,
+                "name": one.name,
+                "old_state": one.old_state,
+                "new_state": one.new_state,
+                "changed": one.changed,
+                "reason": one.reason,
+                "jobs": one.jobs,
             }
-            for change in changes
+            for one in changes
         ],
         "msg": message,
         "diff": {
-            "before": "".join(f"{_named(change)}: {change.old_state or 'absent'}{change.before}\n" for change in changed),
-            "after": "".join(f"{_named(change)}: {change.new_state or 'absent'}{change.after}\n" for change in changed),
+            "before": "".join(f"{_named(one)}: {one.old_state or 'absent'}{one.before}\n" for one in changed),
+            "after": "".join(f"{_named(one)}: {one.new_state or 'absent'}{one.after}\n" for one in changed),
         },
     }
 
 
-def _named(change: Change) -> str:
-    return change.name if change.jobs == 1 else f"{change.name} and {change.jobs - 1} more"
+def _named(one: Change) -> str:
+    return one.name if one.jobs == 1 else f"{one.name} and {one.jobs - 1} more"

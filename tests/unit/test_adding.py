@@ -9,6 +9,8 @@ import ast
 import re
 
 import pytest
+from ansible_collections.sagequeue.batch.plugins.module_utils._queue_change import _LEAVING
+from ansible_collections.sagequeue.batch.plugins.module_utils._supervisors.known import KNOWN
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue import keys
 from ansible_collections.sagequeue.batch.plugins.module_utils.dirqueue.runners import known
 from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY
@@ -16,8 +18,13 @@ from ansible_collections.sagequeue.batch.tests.unit.batch_host import REPOSITORY
 FOLDER = REPOSITORY / "plugins" / "module_utils" / "dirqueue" / "runners"
 
 
-def test_a_jobset_may_name_each_runner_there_is() -> None:
+def test_a_jobset_may_name_each_runner_and_supervisor_there_is() -> None:
     assert list(keys.RUNNERS) == sorted(known.Runner.kinds)
+    assert set(keys.SUPERVISORS) == set(KNOWN)
+
+
+def test_what_changes_a_queue_has_the_workers_of_each_engine_come() -> None:
+    assert set(keys.ENGINES) == set(_LEAVING) and all(KNOWN[name] is kind for name, kind in _LEAVING.items())
 
 
 @pytest.mark.parametrize("name", keys.RUNNERS)

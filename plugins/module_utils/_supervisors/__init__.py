@@ -1,7 +1,7 @@
 # Copyright (c) the sagequeue.batch authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who keeps workers alive: one class for each supervisor, all with the same verbs. Private to the collection.
+"""Who keeps workers alive: one class for each supervisor, all with the same verbs; known.py says which. Private to the collection.
 
 Another supervisor is one more file here: it says what should run (define), lets it run (start, stop), says whether it comes
 back with the host (enable), and what runs where and what it said (status, journal).
